@@ -1,0 +1,15 @@
+"""nanoegg-mlx: integer-only language models pretrained with evolution strategies, in MLX, bit for bit.
+
+config  = Config.from_toml("configs/quickstart.toml")
+trainer = Trainer(config, train_tokens)
+result  = trainer.step()
+scores, bits_per_byte = validate(trainer.params, valid_tokens, config)
+"""
+
+from nanoegg_mlx.config import Config
+from nanoegg_mlx.errors import InputError
+from nanoegg_mlx.evaluate import evaluate, validate
+from nanoegg_mlx.params import init_params
+from nanoegg_mlx.train import EpochResult, Trainer
+
+__all__ = ["Config", "EpochResult", "InputError", "Trainer", "evaluate", "init_params", "validate"]

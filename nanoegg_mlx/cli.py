@@ -1,0 +1,189 @@
+"""The command line: `nanoegg prepare | train | eval`. Thin: every command is a call of the Python API.
+
+Exit codes: 0 done, 2 bad input (one sentence after `error: `), 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+from tqdm import tqdm
+
+import data_prep.__main__ as prepare
+from nanoegg_mlx import baselines, checkpoint, run
+from nanoegg_mlx.config import TABLES, Config, describe_range
+from nanoegg_mlx.data import load_tokens
+from nanoegg_mlx.errors import InputError
+from nanoegg_mlx.evaluate import Evaluation, evaluate
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one sentence, like all others here."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message} (see `{self.prog} --help`)\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command that the arguments name (sys.argv's by default) and returns its exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        return options.command(options)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        where = f" {error.filename}" if error.filename else ""
+        print(f"error: {error.strerror or error}:{where}; nothing was overwritten.", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        return 130
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="nanoegg",
+        description="Integer-only language models, pretrained with evolution strategies.",
+    )
+    commands = parser.add_subparsers(metavar="command", required=True, parser_class=Parser)
+
+    command = commands.add_parser("prepare", help="text -> uint8 token caches")
+    prepare.add_arguments(command)
+    command.set_defaults(command=prepare.run)
+
+    command = commands.add_parser("train", help="pretrain a model", formatter_class=_Help)
+    command.description = "Trains a model into a new folder under --checkpoints; every key of the config is an option."
+    command.add_argument("--config", metavar="FILE", help="TOML file; options override its keys")
+    _add_config_options(command)
+    command.set_defaults(command=_train)
+
+    command = commands.add_parser("eval", help="bits per byte of a checkpoint", formatter_class=_Help)
+    command.description = (
+        "Measures a checkpoint on a token cache (.npy) or a text file: the reference's integer figure and the exact, "
+        "normalised one. A text file is one document: a 0 byte and its bytes."
+    )
+    command.add_argument("checkpoint", help="a run's folder (its newest checkpoint) or one checkpoint's")
+    command.add_argument("text", nargs="?", help="token cache or text file (default: the run's validation cache)")
+    command.add_argument(
+        "--rows",
+        type=int,
+        metavar="B",
+        help="rows that the text is cut into, read in parallel from zero states (default: the run's "
+        "validation_batch_size, or 1 if the text is too short for that)",
+    )
+    command.add_argument("--baselines", action="store_true", help="unigram, bigram, gzip and xz of the same bytes")
+    command.add_argument("--json", action="store_true", help="print one JSON object")
+    command.set_defaults(command=_evaluate)
+    return parser
+
+
+class _Help(argparse.HelpFormatter):
+    """Help with room for the options' names."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=32)
+
+
+def _add_config_options(parser: argparse.ArgumentParser) -> None:
+    """An option for each field of Config, grouped by its TOML table."""
+    groups = {table: parser.add_argument_group(f"[{table}]") for table in TABLES}
+    for field in dataclasses.fields(Config):
+        option = "--" + field.name.replace("_", "-")
+        about = f"{field.metadata['help']}; {describe_range(field)} (default: {json.dumps(field.default)})"
+        about = about.replace("%", "%%")
+        group = groups[field.metadata["table"]]
+        if field.type == "bool":
+            action: Any = argparse.BooleanOptionalAction
+            group.add_argument(option, action=action, default=None, help=about)
+        else:
+            kind = {"int": _number(int), "float": _number(float), "str": str}[str(field.type)]
+            group.add_argument(option, type=kind, metavar=str(field.type).upper(), help=about)
+
+
+def _number(kind: type) -> Any:
+    """Parses a number; what is none is passed on, for Config to refuse with the field's range."""
+
+    def parse(text: str) -> Any:
+        try:
+            return kind(text)
+        except ValueError:
+            return text
+
+    return parse
+
+
+def _train(options: argparse.Namespace) -> int:
+    fields = [field.name for field in dataclasses.fields(Config)]
+    given = {name: getattr(options, name) for name in fields if getattr(options, name) is not None}
+    config = Config.from_toml(options.config, **given) if options.config else Config(**given)
+    return run.train(config)
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    opened = checkpoint.load(options.checkpoint)
+    text = Path(options.text or opened.config.valid)
+    tokens = read_text(text)
+    rows = options.rows
+    if rows is None:
+        rows = opened.config.validation_batch_size
+        if len(tokens) < 2 * rows:
+            rows = 1
+    config = opened.config.replace(validation_batch_size=rows)
+    with tqdm(total=len(tokens), unit="B", unit_scale=True, disable=options.json or None) as bar:
+        evaluation = evaluate(opened.params, tokens, config, bar.update)
+    figures = {name: figure(tokens) for name, figure in baselines.BASELINES.items()} if options.baselines else {}
+    if options.json:
+        print(
+            json.dumps(
+                {
+                    "checkpoint": str(opened.path),
+                    "epoch": opened.epoch,
+                    "text": str(text),
+                    **dataclasses.asdict(evaluation),
+                    **figures,
+                }
+            )
+        )
+    else:
+        print(_table(opened, text, evaluation, figures))
+    return 0
+
+
+def read_text(path: Path) -> np.ndarray:
+    """The tokens of a cache (.npy), or of a text file as one document: (size,) uint8.
+
+    Raises:
+        InputError: the file cannot be read or is empty, or the cache is no 1-D uint8 array.
+    """
+    if path.suffix == ".npy":
+        return load_tokens(path)
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"The text file {path} cannot be read: {error.strerror}.") from error
+    if not content:
+        raise InputError(f"The text file {path} is empty; an evaluation needs at least one byte.")
+    return np.frombuffer(b"\0" + content, np.uint8)
+
+
+def _table(opened: checkpoint.Checkpoint, text: Path, evaluation: Evaluation, figures: dict[str, float]) -> str:
+    lines = [
+        f"{opened.path} (epoch {opened.epoch}) on {text}: {evaluation.tokens:,} tokens in {evaluation.rows:,} rows, "
+        f"{evaluation.seconds:.1f} s",
+        f"  {'bits per byte':<24} {evaluation.bits_per_byte:8.4f}   the reference's integer figure",
+        f"  {'exact bits per byte':<24} {evaluation.exact_bits_per_byte:8.4f}   normalised code length",
+    ]
+    lines += [f"  {name:<24} {value:8.4f}   of the same bytes" for name, value in figures.items()]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

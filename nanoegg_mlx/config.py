@@ -1,0 +1,257 @@
+"""The configuration of a run: one frozen dataclass, checked when it is made, read from and written to TOML.
+
+Field names are flat (`Config(seed=0, n_layer=2)`); in a TOML file they stand in the tables [model], [evolution],
+[data] and [run]. Each field carries its table, its help text with the unit, and its allowed range, and the
+command line's options are made from the same three. Defaults are the reference's (spec section 9).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import tomllib
+import types
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nanoegg_mlx.errors import InputError
+
+TABLES = ("model", "evolution", "data", "run")
+
+
+def _field(
+    table: str,
+    default: Any,
+    help: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    above: float | None = None,
+    even: bool = False,
+    choices: tuple[str, ...] | None = None,
+) -> Any:
+    """A dataclass field with its TOML table, help text and range (`above` excludes its bound, `low` does not)."""
+    return dataclasses.field(
+        default=default,
+        metadata={
+            "table": table,
+            "help": help,
+            "low": low,
+            "high": high,
+            "above": above,
+            "even": even,
+            "choices": choices,
+        },
+    )
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that decides a run. Raises InputError, naming the field and its range, for a bad value."""
+
+    n_layer: int = _field("model", 6, "number of layers", low=1, high=1024)
+    n_embd: int = _field("model", 256, "width of the residual stream and of a state", low=1, high=32768)
+    vocab_size: int = _field("model", 256, "number of byte values the model knows", low=1, high=256)
+
+    seed: int = _field("evolution", 0, "seed of initial weights and perturbations", low=0, high=2**64 - 1)
+    population: int = _field(
+        "evolution",
+        1024,
+        "members scored in an epoch, in antithetic pairs",
+        low=2,
+        high=2**30,
+        even=True,
+    )
+    group_size: int = _field("evolution", 2, "consecutive members that read the same lane of text", low=2, even=True)
+    rank: int = _field("evolution", 1, "rank of a matrix's perturbation", low=1, high=4096)
+    num_perturbations: int = _field(
+        "evolution",
+        0,
+        "members that have noise of their own; the others repeat it (0: all)",
+        low=0,
+        even=True,
+    )
+    noise_reuse: int = _field("evolution", 1, "epochs that share one draw of the noise (0: all of them)", low=0)
+    sigma_shift: int = _field("evolution", 4, "the noise scale is 2^-sigma_shift", low=-4, high=27)
+    alpha: float = _field(
+        "evolution",
+        4.0,
+        "share of entries that pure noise would move: constant up to 1; above 1 it starts at 1 and reaches "
+        "2^-alpha after alpha_decay_timestep epochs",
+        above=0,
+        high=64,
+    )
+    alpha_decay_timestep: int = _field("evolution", 1000, "epochs until a decaying alpha has reached 2^-alpha", low=1)
+    use_clt: bool = _field("evolution", True, "vote with the perturbations themselves (false: with their signs)")
+    fast_fitness: bool = _field(
+        "evolution",
+        True,
+        "a pair's fitness is the sign of its difference (false: normalised by the rms)",
+    )
+
+    tokens_per_update: int = _field("data", 100, "bytes that each member reads in an epoch", low=1)
+    train: str = _field("data", "data/minipile_train.npy", "training cache (1-D uint8 .npy)")
+    valid: str = _field("data", "data/minipile_valid.npy", "validation cache (1-D uint8 .npy)")
+
+    name: str = _field("run", "run", "name of the run's folder; a number is added if it exists")
+    checkpoints: str = _field("run", "checkpoints", "folder that holds the runs' folders")
+    num_epochs: int = _field("run", 1000, "epochs (updates) to train for", low=0)
+    validate_every: int = _field("run", 10, "epochs between validations (0: only at the end)", low=0)
+    validation_batch_size: int = _field(
+        "run", 1024, "rows that the validation set is cut into, scored in parallel", low=1
+    )
+    checkpoint_every: int = _field("run", 100, "epochs between checkpoints (0: only at the end)", low=0)
+    keep: int = _field("run", 3, "newest checkpoints that are kept", low=1)
+    engine: str = _field("run", "auto", "which code scores and updates", choices=("auto", "mlx"))
+    chunk: int = _field("run", 0, "members scored at a time, which bounds memory (0: chosen)", low=0)
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = _checked(field, getattr(self, field.name))
+            object.__setattr__(self, field.name, value)
+        if self.population % self.group:
+            raise InputError(
+                f"population = {self.population} is not a multiple of group_size = {self.group_size}; "
+                "every lane of text is shared by one whole group."
+            )
+        if not self.name or Path(self.name).name != self.name or self.name in {".", ".."}:
+            raise InputError(f"name = {self.name!r} has to be the plain name of a folder, without slashes.")
+        for leaf_size, what in ((self.vocab_size, "vocab_size"), (4 * self.n_embd, "n_embd")):
+            if (leaf_size + self.n_embd) * self.rank > 2**30:
+                raise InputError(
+                    f"{what} = {leaf_size if what == 'vocab_size' else self.n_embd} with rank = {self.rank} "
+                    "needs more than the 2^30 draws that the noise has for a matrix."
+                )
+
+    @property
+    def pairs(self) -> int:
+        """N/2, the number of antithetic pairs."""
+        return self.population // 2
+
+    @property
+    def group(self) -> int:
+        """G = min(group_size, population), the members that share a lane (spec section 6)."""
+        return min(self.group_size, self.population)
+
+    @property
+    def lanes(self) -> int:
+        """S = N // G, the number of lanes of text (spec section 6)."""
+        return self.population // self.group
+
+    @property
+    def shift(self) -> int:
+        """Right shift of a perturbation term: the 4 fractional bits and sigma_shift (spec section 3)."""
+        return 4 + self.sigma_shift
+
+    def replace(self, **changes: Any) -> Config:
+        """A copy with some fields changed, checked like a new one."""
+        return from_dict({**dataclasses.asdict(self), **changes})
+
+    @classmethod
+    def from_toml(cls, path: str | Path, **overrides: Any) -> Config:
+        """Reads a TOML file with the tables [model], [evolution], [data], [run]; all keys are optional.
+
+        Raises:
+            InputError: the file cannot be read or parsed, or a table, key or value is not allowed.
+        """
+        try:
+            document = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise InputError(f"The config {path} cannot be read: {error.strerror}.") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise InputError(f"The config {path} is not valid TOML: {error}.") from error
+        values: dict[str, Any] = {}
+        for table, entries in document.items():
+            if table not in TABLES or not isinstance(entries, dict):
+                raise InputError(
+                    f"The config {path} has {table!r} at its top level; the tables are {', '.join(TABLES)}."
+                )
+            for name, value in entries.items():
+                home = _field_named(name, f"The config {path}").metadata["table"]
+                if home != table:
+                    raise InputError(f"The config {path} has {name!r} in [{table}]; it belongs in [{home}].")
+                values[name] = value
+        return from_dict({**values, **overrides})
+
+    def to_toml(self) -> str:
+        """The config as TOML text that `from_toml` reads back to an equal config."""
+        lines = []
+        for table in TABLES:
+            lines.append(f"[{table}]")
+            for field in dataclasses.fields(self):
+                if field.metadata["table"] == table:
+                    # JSON's strings, numbers and booleans are TOML's.
+                    lines.append(f"{field.name} = {json.dumps(getattr(self, field.name))}")
+            lines.append("")
+        return "\n".join(lines)
+
+
+def from_dict(values: dict[str, Any]) -> Config:
+    """A Config from flat names. Raises InputError for a name that no field has."""
+    for name in values:
+        _field_named(name, "The config")
+    return Config(**values)
+
+
+def _field_named(name: str, where: str) -> dataclasses.Field[Any]:
+    fields = {field.name: field for field in dataclasses.fields(Config)}
+    if name not in fields:
+        raise InputError(f"{where} has an unknown key {name!r}; the keys are {', '.join(fields)}.")
+    return fields[name]
+
+
+_KINDS = types.MappingProxyType(
+    {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a string"}
+)
+
+
+def _checked(field: dataclasses.Field[Any], value: Any) -> Any:
+    """The value as the field's plain Python type, or InputError."""
+    kind = str(field.type)
+    allowed = describe_range(field)
+    problem = InputError(f"{field.name} = {value!r} is not allowed; it has to be {allowed}.")
+    if kind == "bool":
+        if not isinstance(value, bool):
+            raise problem
+        return value
+    if kind == "str":
+        choices = field.metadata["choices"]
+        if not isinstance(value, str) or (choices and value not in choices):
+            raise problem
+        return value
+    if isinstance(value, bool):
+        raise problem
+    try:
+        number = value.__index__() if kind == "int" else float(value)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise problem from error
+    low, high, above = (field.metadata[bound] for bound in ("low", "high", "above"))
+    if (
+        not math.isfinite(number)
+        or (low is not None and number < low)
+        or (high is not None and number > high)
+        or (above is not None and number <= above)
+        or (field.metadata["even"] and number % 2)
+    ):
+        raise problem
+    return number
+
+
+def describe_range(field: dataclasses.Field[Any]) -> str:
+    """What a field accepts, in words: 'an even whole number from 2 to 1073741824'."""
+    choices = field.metadata["choices"]
+    if choices:
+        return " or ".join(repr(choice) for choice in choices)
+    text = _KINDS[str(field.type)]
+    if field.metadata["even"]:
+        text = "an even whole number"
+    low, high, above = (field.metadata[bound] for bound in ("low", "high", "above"))
+    if above is not None:
+        text += f" above {above}"
+    if low is not None:
+        text += f" from {low}" if high is not None else f" of at least {low}"
+    if high is not None:
+        text += f" {'to' if low is not None else 'and up to'} {high}"
+    return text

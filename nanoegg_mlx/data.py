@@ -1,0 +1,78 @@
+"""Token caches -> lanes -> batches (spec section 6): lanes are views of the memory-mapped cache, nothing is copied."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from nanoegg_mlx.config import Config
+from nanoegg_mlx.errors import InputError
+
+
+def load_tokens(path: str | Path) -> np.ndarray:
+    """Opens a token cache, memory-mapped.
+
+    Returns:
+        (size,) uint8, read-only.
+
+    Raises:
+        InputError: no such file, not a .npy file, truncated, not 1-D or not uint8.
+    """
+    try:
+        tokens = np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError as error:
+        raise InputError(f"There is no token cache {path}; `nanoegg prepare` makes one.") from error
+    except OSError as error:
+        raise InputError(f"The token cache {path} cannot be read: {error.strerror or error}.") from error
+    except (ValueError, EOFError) as error:
+        raise InputError(f"The token cache {path} is truncated or not a .npy file ({error}).") from error
+    if not isinstance(tokens, np.ndarray):
+        raise InputError(f"The token cache {path} is a .npz archive; it has to be a single 1-D uint8 .npy file.")
+    return checked_tokens(tokens, str(path))
+
+
+def checked_tokens(tokens: np.ndarray, what: str = "The token array") -> np.ndarray:
+    """The tokens themselves, if they are a 1-D uint8 array; raises InputError otherwise."""
+    tokens = np.asarray(tokens)
+    if tokens.dtype != np.uint8 or tokens.ndim != 1:
+        raise InputError(f"{what} is {tokens.ndim}-D {tokens.dtype} of shape {tokens.shape}; it has to be 1-D uint8.")
+    return tokens
+
+
+def check_vocabulary(tokens: np.ndarray, vocab_size: int) -> None:
+    """Raises InputError where a byte is outside [0, vocab_size)."""
+    if vocab_size == 256:
+        return
+    for start in range(0, len(tokens), 1 << 24):
+        largest = int(tokens[start : start + (1 << 24)].max())
+        if largest >= vocab_size:
+            raise InputError(
+                f"The tokens hold the byte {largest}, but vocab_size = {vocab_size} allows 0 to {vocab_size - 1}."
+            )
+
+
+class Lanes:
+    """The training text cut into S lanes that are read side by side, T tokens an epoch."""
+
+    def __init__(self, tokens: np.ndarray, config: Config) -> None:
+        """Args: tokens, (size,) uint8. Raises InputError if the corpus is too short for one segment a lane."""
+        tokens = checked_tokens(tokens, "The training token array")
+        S, T = config.lanes, config.tokens_per_update
+        self.tokens_per_update = T
+        self.segments = (len(tokens) - S) // (T * S)
+        if self.segments < 1:
+            raise InputError(
+                f"The corpus has {len(tokens)} tokens, but population = {config.population} in groups of "
+                f"{config.group} makes {S} lanes, which need {S * (T + 1)} tokens for one segment of "
+                f"tokens_per_update = {T}; allowed here are at most {len(tokens) // (T + 1)} lanes."
+            )
+        check_vocabulary(tokens, config.vocab_size)
+        length = self.segments * T + 1
+        self.lanes = tokens[: S * length].reshape(S, length)
+
+    def batch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """Inputs and targets of an epoch, (S, T) uint8 each; wraps around after `segments` epochs."""
+        T = self.tokens_per_update
+        start = (epoch % self.segments) * T
+        return self.lanes[:, start : start + T], self.lanes[:, start + 1 : start + T + 1]

@@ -1,0 +1,111 @@
+"""The MLX engine: the definition itself, on whatever device MLX has (Metal, CUDA, CPU).
+
+Members are scored in chunks, so memory is bounded by a chunk's noise and activations and not by the population.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from functools import partial
+
+import mlx.core as mx
+import numpy as np
+
+from nanoegg_mlx.config import Config
+from nanoegg_mlx.evolve import add_votes, move, vote_bound
+from nanoegg_mlx.noise import Noise, leaf_bases, member_noise, noise_pair, pair_noise
+from nanoegg_mlx.params import Params, leaves
+from nanoegg_mlx.score import resident_weights, score_tokens
+
+_CHUNK_BYTES = 96 << 20
+"""What a chunk's noise and activations may take; the peak is a few times this while noise is generated."""
+_WINDOW = 128
+"""Tokens per evaluated graph at most, so that long texts do not build endless graphs."""
+_CPU_PRODUCTS = 2 << 30
+"""Multiply-adds per evaluated graph on a CPU, about a second: Ctrl-C is heard between two evaluations."""
+
+
+class MLXEngine:
+    """`score` and `update` of `engines.Engine`, in MLX."""
+
+    name = "mlx"
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.chunk = config.chunk + config.chunk % 2 or members_per_chunk(config)
+        self._pair_noise = mx.compile(mx.vmap(partial(pair_noise, config), in_axes=(None, 0)))
+
+    def score(
+        self,
+        params: Params,
+        members: range,
+        epoch: int | None,
+        inputs: np.ndarray,
+        targets: np.ndarray,
+        states: np.ndarray,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        weights = resident_weights(params)
+        scores = np.zeros(len(members), np.int64)
+        new_states = np.empty_like(states)
+        bases = None if epoch is None else leaf_bases(self.config, epoch)
+        for part in spans(len(members), self.chunk):
+            noise: Noise = {}
+            if bases is not None:
+                first = (members.start + part.start) // 2
+                pairs = range(first, first + (part.stop - part.start) // 2)
+                noise = member_noise(self._noise(bases, pairs))
+            state = mx.array(states[part])
+            for window in spans(inputs.shape[1], self._window(len(state))):
+                score, state = score_tokens(
+                    weights,
+                    noise,
+                    self.config.shift,
+                    state,
+                    mx.array(inputs[part, window]),
+                    mx.array(targets[part, window]),
+                )
+                mx.eval(score, state)
+                scores[part] += np.array(score)
+            new_states[part] = np.array(state)
+        return scores, new_states
+
+    def update(self, params: Params, fitness: np.ndarray, epoch: int) -> Params:
+        config = self.config
+        bases = leaf_bases(config, epoch)
+        Z: dict[str, mx.array] = {}
+        for part in spans(config.pairs, max(self.chunk // 2, 1)):
+            noise = self._noise(bases, range(part.start, part.stop))
+            Z = add_votes(Z, noise, mx.array(fitness[part]), config)
+            mx.eval(Z)
+        bound = vote_bound(config, epoch)
+        moved = {name: move(params[name], Z[name], bound, config.fast_fitness) for name in params}
+        mx.eval(moved)
+        return moved
+
+    def _window(self, members: int) -> int:
+        if mx.default_device() != mx.Device(mx.cpu):
+            return _WINDOW
+        products = members * sum(math.prod(leaf.stacked_shape) for leaf in leaves(self.config) if leaf.kind == "matrix")
+        return max(1, min(_WINDOW, _CPU_PRODUCTS // products))
+
+    def _noise(self, bases: dict[str, mx.array], pairs: range) -> Noise:
+        numbers = mx.arange(pairs.start, pairs.stop, dtype=mx.uint32)
+        return self._pair_noise(bases, noise_pair(self.config, numbers))
+
+
+def spans(size: int, width: int) -> Iterator[slice]:
+    """Consecutive slices of at most `width` that cover range(size)."""
+    for start in range(0, size, width):
+        yield slice(start, min(start + width, size))
+
+
+def members_per_chunk(config: Config) -> int:
+    """An even number of members whose noise and activations fit in the chunk's budget."""
+    matrix = sum(
+        sum(leaf.shape) * config.rank * max(leaf.layers, 1) for leaf in leaves(config) if leaf.kind == "matrix"
+    )
+    vector = sum(4 * leaf.shape[0] * max(leaf.layers, 1) for leaf in leaves(config) if leaf.kind == "vector")
+    activations = 4 * 4 * (4 * config.n_embd + 2 * config.vocab_size)
+    per_member = matrix + vector + activations
+    return max(2, min(_CHUNK_BYTES // per_member, 4096) // 2 * 2)
