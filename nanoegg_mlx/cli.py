@@ -1,4 +1,4 @@
-"""The command line: `nanoegg prepare | train | eval`. Thin: every command is a call of the Python API.
+"""The command line: `nanoegg prepare | train | eval | bench | info`. Thin: every command is a call of the Python API.
 
 Exit codes: 0 done, 2 bad input (one sentence after `error: `), 130 interrupted.
 """
@@ -8,18 +8,22 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import platform
 import sys
 from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any, NoReturn
 
+import mlx.core as mx
 import numpy as np
 from tqdm import tqdm
 
 import data_prep.__main__ as prepare
-from nanoegg_mlx import baselines, checkpoint, run
+from nanoegg_mlx import baselines, bench, checkpoint, run
 from nanoegg_mlx.config import TABLES, Config, describe_range
 from nanoegg_mlx.data import load_tokens
+from nanoegg_mlx.engines import make_engine, native_problem
 from nanoegg_mlx.errors import InputError
 from nanoegg_mlx.evaluate import Evaluation, evaluate
 
@@ -82,6 +86,14 @@ def _parser() -> Parser:
     command.add_argument("--baselines", action="store_true", help="unigram, bigram, gzip and xz of the same bytes")
     command.add_argument("--json", action="store_true", help="print one JSON object")
     command.set_defaults(command=_evaluate)
+
+    command = commands.add_parser("bench", help="tokens per second, beside the machine's int8 peak")
+    bench.add_arguments(command)
+
+    command = commands.add_parser("info", help="engine, instruction set, threads, MLX device and versions")
+    command.description = "Tells what this machine would train with."
+    command.add_argument("--json", action="store_true", help="print one JSON object")
+    command.set_defaults(command=_info)
     return parser
 
 
@@ -155,6 +167,35 @@ def _evaluate(options: argparse.Namespace) -> int:
     else:
         print(_table(opened, text, evaluation, figures))
     return 0
+
+
+def _info(options: argparse.Namespace) -> int:
+    about = info()
+    if options.json:
+        print(json.dumps(about))
+    else:
+        print("\n".join(f"{name:<18} {value}" for name, value in about.items()))
+    return 0
+
+
+def info() -> dict[str, Any]:
+    """What this machine would train with: engine, instruction set, threads, MLX device, versions."""
+    about: dict[str, Any] = {"engine": make_engine(Config()).name}
+    problem = native_problem()
+    if problem is None:
+        from nanoegg_mlx.engines import _native
+
+        native = _native.info()
+        about["instruction set"] = native["isa"]
+        about["also available"] = ", ".join(native["available"][1:]) or "none"
+        about["threads"] = native["threads"]
+    else:
+        about["CPU engine"] = f"not there: {problem}"
+    about["MLX device"] = str(mx.default_device())
+    for package in ("nanoegg-mlx", "mlx", "numpy", "pyarrow", "datasets"):
+        about[package] = metadata.version(package)
+    about["python"] = platform.python_version()
+    return about
 
 
 def read_text(path: Path) -> np.ndarray:

@@ -104,7 +104,8 @@ class Config:
     )
     checkpoint_every: int = _field("run", 100, "epochs between checkpoints (0: only at the end)", low=0)
     keep: int = _field("run", 3, "newest checkpoints that are kept", low=1)
-    engine: str = _field("run", "auto", "which code scores and updates", choices=("auto", "mlx"))
+    engine: str = _field("run", "auto", "which code scores and updates", choices=("auto", "mlx", "cpu"))
+    threads: int = _field("run", 0, "threads of the CPU engine (0: all usable cores)", low=0, high=4096)
     chunk: int = _field("run", 0, "members scored at a time, which bounds memory (0: chosen)", low=0)
 
     def __post_init__(self) -> None:

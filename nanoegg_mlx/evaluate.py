@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import mlx.core as mx
 import numpy as np
 
 from nanoegg_mlx.config import Config
@@ -19,10 +18,9 @@ from nanoegg_mlx.engines import make_engine
 from nanoegg_mlx.errors import InputError
 from nanoegg_mlx.fixed_point import ONE
 from nanoegg_mlx.params import Params, check_params
-from nanoegg_mlx.score import evaluation_step, resident_weights
 
-_WINDOW = 64
-"""Columns of tokens whose logits are held at a time."""
+_WINDOW = 128
+"""Tokens of a row between two reports of progress."""
 
 
 def validation_rows(tokens: np.ndarray, rows: int) -> np.ndarray:
@@ -55,12 +53,10 @@ def validate(params: Params, valid_tokens: np.ndarray, config: Config) -> tuple[
     Raises:
         InputError: parameters of other shapes than the config's, or too short a text.
     """
-    check_params(params, config)
-    rows = validation_rows(valid_tokens, config.validation_batch_size)
-    check_vocabulary(rows.reshape(-1), config.vocab_size)
+    rows = _checked_rows(params, valid_tokens, config)
     B, m = rows.shape
     states = np.zeros((B, config.n_layer, config.n_embd), np.int8)
-    scores, _ = make_engine(config).score(params, range(B), None, rows[:, :-1], rows[:, 1:], states)
+    scores = make_engine(config).score(params, range(B), None, rows[:, :-1], rows[:, 1:], states).scores
     return scores, -int(scores.sum()) / (ONE * (B * m - B))
 
 
@@ -78,22 +74,6 @@ class Evaluation:
     seconds: float
 
 
-def code_lengths(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """log2(sum 2^(l/16)) - l[target]/16: exact code lengths in bits.
-
-    Args:
-        logits: (..., V) int8.
-        targets: (...) integers in [0, V).
-
-    Returns:
-        (...) float64.
-    """
-    powers = np.exp2(np.arange(-128, 128) / ONE)
-    total = powers[logits.astype(np.int16) + 128].sum(axis=-1)
-    chosen = np.take_along_axis(logits, targets[..., None].astype(np.int64), axis=-1)[..., 0]
-    return np.log2(total) - chosen / ONE
-
-
 def evaluate(
     params: Params,
     tokens: np.ndarray,
@@ -107,27 +87,19 @@ def evaluate(
         progress: called with the number of tokens just done.
     """
     started = time.perf_counter()
-    check_params(params, config)
-    rows = validation_rows(tokens, config.validation_batch_size)
-    check_vocabulary(rows.reshape(-1), config.vocab_size)
+    rows = _checked_rows(params, tokens, config)
     B, m = rows.shape
-    weights = resident_weights(params)
-    states = mx.zeros((B, config.n_layer, config.n_embd), dtype=mx.int8)
-    step = evaluation_step()
+    engine = make_engine(config)
+    states = np.zeros((B, config.n_layer, config.n_embd), np.int8)
     score, code_length = 0, 0.0
     for first in range(0, m - 1, _WINDOW):
         window = rows[:, first : first + _WINDOW + 1]
-        scores, logits = [], []
-        for t in range(window.shape[1] - 1):
-            token, target = mx.array(window[:, t]), mx.array(window[:, t + 1])
-            step_scores, step_logits, states = step(weights, states, token, target)
-            scores.append(step_scores)
-            logits.append(step_logits)
-        mx.eval(scores, logits, states)
-        score += int(np.sum(np.array(scores), dtype=np.int64))
-        for t, column in enumerate(logits):
-            code_length += float(code_lengths(np.array(column), window[:, t + 1]).sum())
-        progress(B * len(logits))
+        scored = engine.score(params, range(B), None, window[:, :-1], window[:, 1:], states, exact=True)
+        assert scored.code_lengths is not None
+        states = scored.states
+        score += int(scored.scores.sum())
+        code_length += float(scored.code_lengths.sum())
+        progress(B * (window.shape[1] - 1))
     predicted = B * m - B
     return Evaluation(
         bits_per_byte=-score / (ONE * predicted),
@@ -136,3 +108,11 @@ def evaluate(
         rows=B,
         seconds=time.perf_counter() - started,
     )
+
+
+def _checked_rows(params: Params, tokens: np.ndarray, config: Config) -> np.ndarray:
+    """`validation_rows` of tokens that fit the parameters and the vocabulary."""
+    check_params(params, config)
+    rows = validation_rows(tokens, config.validation_batch_size)
+    check_vocabulary(rows.reshape(-1), config.vocab_size)
+    return rows

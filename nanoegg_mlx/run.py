@@ -45,13 +45,13 @@ def train(config: Config) -> int:
     exit_code = 0
     validations: dict[int, float] = {}
     try:
-        validations[0] = reporter.validated(0, validate(trainer.params, valid_tokens, config)[1])
+        _, validations[0] = validate(trainer.params, valid_tokens, config)
+        reporter.validated(0, validations[0])
         while trainer.epoch < config.num_epochs:
             result = trainer.step()
             last = trainer.epoch == config.num_epochs
             if last or _due(trainer.epoch, config.validate_every):
-                _, bits_per_byte = validate(trainer.params, valid_tokens, config)
-                validations[trainer.epoch] = reporter.validated(trainer.epoch, bits_per_byte)
+                _, validations[trainer.epoch] = validate(trainer.params, valid_tokens, config)
             reporter.epoch(result, validations.get(trainer.epoch))
             if last or _due(trainer.epoch, config.checkpoint_every):
                 save(run, trainer, _info(trainer, validations))
@@ -84,16 +84,14 @@ class Reporter:
         self.terminal = sys.stderr.isatty()
         self.metrics = (run / "metrics.jsonl").open("a", encoding="utf-8")
         self.bar = tqdm(total=config.num_epochs, unit="epoch", disable=not self.terminal, dynamic_ncols=True)
-        self.validation = ""
 
     def line(self, text: str) -> None:
         """One line above the bar."""
         self.bar.write(text, file=sys.stderr)
 
-    def validated(self, epochs: int, bits_per_byte: float) -> float:
-        """Shows a validation figure and returns it."""
+    def validated(self, epochs: int, bits_per_byte: float) -> None:
+        """Shows a validation figure."""
         self.line(f"epoch {epochs}: validation {bits_per_byte:.4f} bits per byte")
-        return bits_per_byte
 
     def epoch(self, result: EpochResult, validation: float | None) -> None:
         """Shows and logs one epoch."""
@@ -126,6 +124,8 @@ class Reporter:
             self.bar.update()
         else:
             self.line(f"epoch {result.epoch + 1}: {text}")
+        if validation is not None:
+            self.validated(result.epoch + 1, validation)
 
     def close(self) -> None:
         self.bar.close()

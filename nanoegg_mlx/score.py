@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
+from typing import NamedTuple
 
 import mlx.core as mx
+import numpy as np
 
-from nanoegg_mlx.fixed_point import EXP2, LOG2_STEPS
+from nanoegg_mlx.fixed_point import EXP2, LOG2_STEPS, ONE
 from nanoegg_mlx.model import forward
 from nanoegg_mlx.noise import Noise
 from nanoegg_mlx.params import Params
@@ -48,40 +50,31 @@ def resident_weights(params: Params) -> Params:
     return weights
 
 
-Step = Callable[..., tuple[mx.array, mx.array]]
+class Scored(NamedTuple):
+    """What members got for reading their tokens."""
+
+    scores: np.ndarray
+    """(N,) int64, sums of log-likelihoods in sixteenths of a bit."""
+    states: np.ndarray
+    """(N, L, D) int8, after the last token."""
+    code_lengths: np.ndarray | None
+    """(N,) float64, exact code lengths in bits, where they were asked for."""
 
 
 @cache
-def scoring_step(shift: int) -> Step:
-    """The compiled step of many members: (params, noise, states, tokens, targets) -> (scores, states).
+def scoring_step(shift: int) -> Callable[..., tuple[mx.array, mx.array, mx.array]]:
+    """The compiled step of many members, for perturbations shifted right by `shift` = 4 + sigma_shift.
 
-    Args:
-        shift: 4 + sigma_shift.
+    (params, noise, states (N, L, D), tokens (N,), targets (N,)) -> (scores (N,) int32, states, logits (N, V) int8).
     """
 
     def one_member(
         params: Params, noise: Noise, state: mx.array, token: mx.array, target: mx.array
-    ) -> tuple[mx.array, mx.array]:
+    ) -> tuple[mx.array, mx.array, mx.array]:
         logits, state = forward(params, noise, shift, state, token)
-        return log_likelihood(logits, target), state
+        return log_likelihood(logits, target), state, logits.astype(mx.int8)
 
     return mx.compile(mx.vmap(one_member, in_axes=(None, 0, 0, 0, 0)))
-
-
-@cache
-def evaluation_step() -> Callable[..., tuple[mx.array, mx.array, mx.array]]:
-    """The compiled unperturbed step that also gives logits, for many rows of text.
-
-    (params, states (B, L, D), tokens (B,), targets (B,)) -> (scores (B,) int32, logits (B, V) int8, states).
-    """
-
-    def one_row(
-        params: Params, state: mx.array, token: mx.array, target: mx.array
-    ) -> tuple[mx.array, mx.array, mx.array]:
-        logits, state = forward(params, {}, 0, state, token)
-        return log_likelihood(logits, target), logits.astype(mx.int8), state
-
-    return mx.compile(mx.vmap(one_row, in_axes=(None, 0, 0, 0)))
 
 
 def score_tokens(
@@ -91,7 +84,7 @@ def score_tokens(
     states: mx.array,
     inputs: mx.array,
     targets: mx.array,
-) -> tuple[mx.array, mx.array]:
+) -> tuple[mx.array, mx.array, list[mx.array]]:
     """Reads every member's inputs, token after token, and adds up its scores. Lazy: the caller evaluates.
 
     Args:
@@ -102,11 +95,30 @@ def score_tokens(
         inputs, targets: (N, T) uint8.
 
     Returns:
-        scores (N,) int32, in sixteenths of a bit, and the states after the last token, (N, L, D) int8.
+        scores (N,) int32 in sixteenths of a bit, the states after the last token (N, L, D) int8, and the T
+        logits (N, V) int8, which cost nothing unless they are evaluated.
     """
     step = scoring_step(shift)
     scores = mx.zeros((states.shape[0],), dtype=mx.int32)
+    all_logits = []
     for t in range(inputs.shape[1]):
-        score, states = step(params, noise, states, inputs[:, t], targets[:, t])
+        score, states, logits = step(params, noise, states, inputs[:, t], targets[:, t])
         scores = scores + score
-    return scores, states
+        all_logits.append(logits)
+    return scores, states, all_logits
+
+
+def code_lengths(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """log2(sum 2^(l/16)) - l[target]/16, in real arithmetic: exact code lengths in bits (spec section 5).
+
+    Args:
+        logits: (..., V) int8.
+        targets: (...) integers in [0, V).
+
+    Returns:
+        (...) float64.
+    """
+    powers = np.exp2(np.arange(-128, 128) / ONE)
+    total = powers[logits.astype(np.int16) + 128].sum(axis=-1)
+    chosen = np.take_along_axis(logits, targets[..., None].astype(np.int64), axis=-1)[..., 0]
+    return np.log2(total) - chosen / ONE

@@ -129,14 +129,10 @@ class Trainer:
         for first in range(0, config.population, span):
             members = range(first, min(first + span, config.population))
             part = slice(members.start, members.stop)
-            scores[part], states[part] = self.engine.score(
-                self.params,
-                members,
-                self.epoch,
-                inputs[lanes[part]],
-                targets[lanes[part]],
-                self._states[part],
+            scored = self.engine.score(
+                self.params, members, self.epoch, inputs[lanes[part]], targets[lanes[part]], self._states[part]
             )
+            scores[part], states[part] = scored.scores, scored.states
         return scores, states
 
 

@@ -7,13 +7,14 @@ import pytest
 
 from nanoegg_mlx import Trainer, init_params, validate
 from nanoegg_mlx.params import leaf_keys
-from tests.traces import NAMES, Trace, sha256
+from tests.traces import ENGINES, NAMES, Trace, sha256
 
 
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("name", NAMES)
-def test_trace(name: str) -> None:
+def test_trace(name: str, engine: str) -> None:
     trace = Trace(name)
-    config = trace.config
+    config = trace.config.replace(engine=engine)
     assert sha256(trace.train_tokens) == trace.meta["train_sha256"]
     assert sha256(trace.valid_tokens) == trace.meta["valid_sha256"]
 

@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 
 from nanoegg_mlx import Config
+from nanoegg_mlx.engines import native_problem
 
 GOLDEN = Path(__file__).parent / "golden"
+ENGINES = ["mlx"] if native_problem() else ["mlx", "cpu"]
 NAMES = ["small", "default", "limited", "odd", "rank3", "reuse0", "reuse3", "signs"]
 
 

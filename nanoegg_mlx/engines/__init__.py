@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Protocol
 
+import mlx.core as mx
 import numpy as np
 
 from nanoegg_mlx.config import Config
 from nanoegg_mlx.engines.mlx import MLXEngine
+from nanoegg_mlx.errors import InputError
 from nanoegg_mlx.params import Params
+from nanoegg_mlx.score import Scored
 
 
 class Engine(Protocol):
@@ -24,7 +27,8 @@ class Engine(Protocol):
         inputs: np.ndarray,
         targets: np.ndarray,
         states: np.ndarray,
-    ) -> tuple[np.ndarray, np.ndarray]:
+        exact: bool = False,
+    ) -> Scored:
         """Lets each member read its tokens, under its own perturbation of `params`.
 
         Args:
@@ -34,10 +38,10 @@ class Engine(Protocol):
                 row of text.
             inputs, targets: (len(members), T) uint8.
             states: (len(members), L, D) int8.
+            exact: whether to add up normalised code lengths too.
 
         Returns:
-            Scores (len(members),) int64, sums of log-likelihoods in sixteenths of a bit, and the states after
-            the last token, (len(members), L, D) int8. The arguments are left as they were.
+            Scores, new states and, with `exact`, code lengths; the arguments are left as they were.
         """
         ...
 
@@ -47,8 +51,34 @@ class Engine(Protocol):
 
 
 def make_engine(config: Config) -> Engine:
-    """The engine that `config.engine` names; `auto` is the fastest that this machine has."""
-    return MLXEngine(config)
+    """The engine that `config.engine` names; `auto` is the CPU engine where MLX's default device is the CPU.
+
+    Raises:
+        InputError: the CPU engine is asked for, but its extension was not built or has no kernels for NANOEGG_ISA.
+    """
+    name = config.engine
+    if name == "auto":
+        name = "cpu" if native_problem() is None and mx.default_device() == mx.Device(mx.cpu) else "mlx"
+    if name == "mlx":
+        return MLXEngine(config)
+    if problem := native_problem():
+        raise InputError(f"engine = 'cpu' is not to be had: {problem}")
+    from nanoegg_mlx.engines.cpu import CPUEngine
+
+    return CPUEngine(config)
 
 
-__all__ = ["Engine", "MLXEngine", "make_engine"]
+def native_problem() -> str | None:
+    """Why the CPU engine cannot be used and how to get it, in one sentence; None where it can."""
+    try:
+        from nanoegg_mlx.engines import _native
+    except ImportError:
+        return "its extension was not built; install a C++17 compiler (g++ or clang++) and install nanoegg-mlx again."
+    try:
+        _native.info()
+    except ValueError as error:
+        return f"{error}."
+    return None
+
+
+__all__ = ["Engine", "MLXEngine", "make_engine", "native_problem"]

@@ -16,7 +16,7 @@ from nanoegg_mlx.config import Config
 from nanoegg_mlx.evolve import add_votes, move, vote_bound
 from nanoegg_mlx.noise import Noise, leaf_bases, member_noise, noise_pair, pair_noise
 from nanoegg_mlx.params import Params, leaves
-from nanoegg_mlx.score import resident_weights, score_tokens
+from nanoegg_mlx.score import Scored, code_lengths, resident_weights, score_tokens
 
 _CHUNK_BYTES = 96 << 20
 """What a chunk's noise and activations may take; the peak is a few times this while noise is generated."""
@@ -44,10 +44,12 @@ class MLXEngine:
         inputs: np.ndarray,
         targets: np.ndarray,
         states: np.ndarray,
-    ) -> tuple[np.ndarray, np.ndarray]:
+        exact: bool = False,
+    ) -> Scored:
         weights = resident_weights(params)
         scores = np.zeros(len(members), np.int64)
         new_states = np.empty_like(states)
+        lengths = np.zeros(len(members)) if exact else None
         bases = None if epoch is None else leaf_bases(self.config, epoch)
         for part in spans(len(members), self.chunk):
             noise: Noise = {}
@@ -57,7 +59,7 @@ class MLXEngine:
                 noise = member_noise(self._noise(bases, pairs))
             state = mx.array(states[part])
             for window in spans(inputs.shape[1], self._window(len(state))):
-                score, state = score_tokens(
+                score, state, logits = score_tokens(
                     weights,
                     noise,
                     self.config.shift,
@@ -65,10 +67,13 @@ class MLXEngine:
                     mx.array(inputs[part, window]),
                     mx.array(targets[part, window]),
                 )
-                mx.eval(score, state)
+                mx.eval(score, state, logits if exact else [])
                 scores[part] += np.array(score)
+                if lengths is not None:
+                    for column, target in zip(logits, targets[part, window].T, strict=True):
+                        lengths[part] += code_lengths(np.array(column), target)
             new_states[part] = np.array(state)
-        return scores, new_states
+        return Scored(scores, new_states, lengths)
 
     def update(self, params: Params, fitness: np.ndarray, epoch: int) -> Params:
         config = self.config

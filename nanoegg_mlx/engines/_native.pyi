@@ -1,0 +1,62 @@
+"""Types of the native extension; native/binding.cpp has the documentation."""
+
+from typing import TypedDict
+
+import numpy as np
+
+class Weights:
+    def __init__(self, params: dict[str, np.ndarray], isa: str = "") -> None: ...
+    @property
+    def isa(self) -> str: ...
+    @property
+    def shape(self) -> tuple[int, int, int]: ...
+
+class Noise:
+    def __init__(
+        self,
+        key: tuple[int, int],
+        bases: list[np.ndarray],
+        rank: int = 1,
+        sigma_shift: int = 4,
+        num_perturbations: int = 0,
+    ) -> None: ...
+
+def score(
+    weights: Weights,
+    inputs: np.ndarray,
+    targets: np.ndarray,
+    states: np.ndarray,
+    noise: Noise | None = None,
+    first_member: int = 0,
+    group_size: int = 1,
+    threads: int = 0,
+    exact: bool = False,
+    block: int = 0,
+) -> tuple[np.ndarray, ...]: ...
+def logits(
+    weights: Weights,
+    inputs: np.ndarray,
+    states: np.ndarray,
+    noise: Noise | None = None,
+    first_member: int = 0,
+    group_size: int = 1,
+    threads: int = 0,
+) -> tuple[np.ndarray, np.ndarray]: ...
+def update(
+    params: dict[str, np.ndarray],
+    noise: Noise,
+    fitness: np.ndarray,
+    bound: int,
+    use_clt: bool = True,
+    normalised: bool = False,
+    threads: int = 0,
+    isa: str = "",
+) -> tuple[dict[str, np.ndarray], dict[str, int]]: ...
+def peak(threads: int = 0, seconds: float = 0.5, isa: str = "") -> float: ...
+
+class Info(TypedDict):
+    isa: str
+    available: list[str]
+    threads: int
+
+def info() -> Info: ...
