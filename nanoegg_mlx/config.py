@@ -52,7 +52,7 @@ class Config:
     """Everything that decides a run. Raises InputError, naming the field and its range, for a bad value."""
 
     n_layer: int = _field("model", 6, "number of layers", low=1, high=1024)
-    n_embd: int = _field("model", 256, "width of the residual stream and of a state", low=1, high=32768)
+    n_embd: int = _field("model", 256, "width of the residual stream and of a state", low=1, high=16384)
     vocab_size: int = _field("model", 256, "number of byte values the model knows", low=1, high=256)
 
     seed: int = _field("evolution", 0, "seed of initial weights and perturbations", low=0, high=2**64 - 1)
@@ -119,12 +119,6 @@ class Config:
             )
         if not self.name or Path(self.name).name != self.name or self.name in {".", ".."}:
             raise InputError(f"name = {self.name!r} has to be the plain name of a folder, without slashes.")
-        for leaf_size, what in ((self.vocab_size, "vocab_size"), (4 * self.n_embd, "n_embd")):
-            if (leaf_size + self.n_embd) * self.rank > 2**30:
-                raise InputError(
-                    f"{what} = {leaf_size if what == 'vocab_size' else self.n_embd} with rank = {self.rank} "
-                    "needs more than the 2^30 draws that the noise has for a matrix."
-                )
 
     @property
     def pairs(self) -> int:

@@ -1,15 +1,21 @@
 // Arm dot product (SDOT, Armv8.2): four signed by signed bytes into each of 4 int32 lanes.
 // A tile is 16 outputs by 6 members: 24 accumulators, 4 weight vectors and a broadcast of the 32 registers.
 #if defined(__aarch64__)
-#include <arm_neon.h>
-
-#include "kernels.h"
-
 #if defined(__clang__)
+// Before version 16 clang's arm_neon.h declares these intrinsics by macro, so both come before it.
 #pragma clang attribute push(__attribute__((target("dotprod"))), apply_to = function)
+#if __clang_major__ < 16
+#if !defined(__ARM_FEATURE_DOTPROD)
+#define __ARM_FEATURE_DOTPROD 1
+#endif
+#endif
 #else
 #pragma GCC target("arch=armv8.2-a+dotprod")
 #endif
+
+#include <arm_neon.h>
+
+#include "kernels.h"
 
 namespace nanoegg {
 namespace {

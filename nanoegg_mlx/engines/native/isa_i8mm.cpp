@@ -2,15 +2,24 @@
 // Rows of two members meet rows of two outputs; an accumulator holds the four sums of that square. A tile is 16 outputs
 // by 6 members: 24 accumulators. An odd member is multiplied with itself and the second half thrown away.
 #if defined(__aarch64__)
-#include <arm_neon.h>
-
-#include "kernels.h"
-
 #if defined(__clang__)
+// Before version 16 clang's arm_neon.h declares these intrinsics by macro, so both come before it.
 #pragma clang attribute push(__attribute__((target("i8mm,dotprod"))), apply_to = function)
+#if __clang_major__ < 16
+#if !defined(__ARM_FEATURE_DOTPROD)
+#define __ARM_FEATURE_DOTPROD 1
+#endif
+#if !defined(__ARM_FEATURE_MATMUL_INT8)
+#define __ARM_FEATURE_MATMUL_INT8 1
+#endif
+#endif
 #else
 #pragma GCC target("arch=armv8.2-a+i8mm+dotprod")
 #endif
+
+#include <arm_neon.h>
+
+#include "kernels.h"
 
 namespace nanoegg {
 namespace {

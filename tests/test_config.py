@@ -1,0 +1,103 @@
+"""The configuration: TOML and back, and one sentence for every value that is not allowed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from nanoegg_mlx import Config, InputError
+
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.toml"))
+
+
+def test_defaults_are_the_references() -> None:
+    config = Config()
+    expected = {
+        "seed": 0, "n_layer": 6, "n_embd": 256, "vocab_size": 256, "population": 1024, "num_epochs": 1000, "alpha": 4.0,
+        "alpha_decay_timestep": 1000, "sigma_shift": 4, "use_clt": True, "fast_fitness": True, "noise_reuse": 1,
+        "tokens_per_update": 100, "num_perturbations": 0, "group_size": 2, "rank": 1, "validate_every": 10,
+        "validation_batch_size": 1024,
+    }  # fmt: skip
+    assert {name: getattr(config, name) for name in expected} == expected
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_presets_load(path: Path) -> None:
+    assert Config.from_toml(path).name == path.stem
+
+
+def test_nano_egg_preset_is_the_defaults() -> None:
+    preset = Config.from_toml(CONFIGS[0].parent / "nano-egg.toml")
+    assert preset == Config(name="nano-egg")
+
+
+def test_toml_round_trip(tmp_path: Path) -> None:
+    config = Config(seed=2**64 - 1, alpha=0.1, use_clt=False, name='a "b" é', n_embd=np.int64(48), population=48)
+    (tmp_path / "c.toml").write_text(config.to_toml(), encoding="utf-8")
+    assert Config.from_toml(tmp_path / "c.toml") == config
+    assert Config.from_toml(tmp_path / "c.toml", rank=3) == config.replace(rank=3)
+
+
+@pytest.mark.parametrize(
+    ("values", "parts"),
+    [
+        ({"n_layer": 0}, ["n_layer = 0", "from 1 to 1024"]),
+        ({"n_layer": True}, ["n_layer = True", "whole number"]),
+        ({"n_layer": 2.5}, ["n_layer = 2.5", "whole number"]),
+        ({"n_embd": "wide"}, ["n_embd = 'wide'", "whole number"]),
+        ({"vocab_size": 257}, ["vocab_size = 257", "256"]),
+        ({"seed": -1}, ["seed = -1", "from 0"]),
+        ({"seed": 2**64}, ["seed", "18446744073709551615"]),
+        ({"population": 7}, ["population = 7", "even"]),
+        ({"population": 0}, ["population = 0", "from 2"]),
+        ({"population": 10, "group_size": 4}, ["population = 10", "group_size = 4", "multiple"]),
+        ({"group_size": 3}, ["group_size = 3", "even"]),
+        ({"num_perturbations": 5}, ["num_perturbations = 5", "even"]),
+        ({"rank": 0}, ["rank = 0", "from 1"]),
+        ({"sigma_shift": -5}, ["sigma_shift = -5", "from -4 to 27"]),
+        ({"alpha": 0}, ["alpha = 0", "above 0"]),
+        ({"alpha": float("nan")}, ["alpha = nan", "above 0"]),
+        ({"alpha_decay_timestep": 0}, ["alpha_decay_timestep = 0", "at least 1"]),
+        ({"use_clt": 1}, ["use_clt = 1", "true or false"]),
+        ({"noise_reuse": -1}, ["noise_reuse = -1", "at least 0"]),
+        ({"tokens_per_update": 0}, ["tokens_per_update = 0", "at least 1"]),
+        ({"engine": "gpu"}, ["engine = 'gpu'", "'auto'", "'mlx'", "'cpu'"]),
+        ({"name": "a/b"}, ["name = 'a/b'", "folder"]),
+        ({"n_embd": 16385}, ["n_embd = 16385", "from 1 to 16384"]),
+    ],
+)
+def test_refused_values(values: dict, parts: list[str]) -> None:
+    with pytest.raises(InputError) as caught:
+        Config(**values)
+    message = str(caught.value)
+    assert all(part in message for part in parts) and "\n" not in message and message.endswith(".")
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("[model]\nn_layers = 3\n", ["'n_layers'", "n_layer"]),
+        ("[run]\nn_layer = 3\n", ["'n_layer' in [run]", "belongs in [model]"]),
+        ("n_layer = 3\n", ["'n_layer' at its top level", "model, evolution, data, run"]),
+        ("[model\n", ["not valid TOML"]),
+        ("[model]\nn_layer = 0\n", ["n_layer = 0"]),
+    ],
+)
+def test_refused_files(tmp_path: Path, text: str, parts: list[str]) -> None:
+    path = tmp_path / "c.toml"
+    path.write_text(text)
+    with pytest.raises(InputError) as caught:
+        Config.from_toml(path)
+    assert all(part in str(caught.value) for part in parts)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"nowhere\.toml cannot be read"):
+        Config.from_toml(tmp_path / "nowhere.toml")
+
+
+def test_an_unknown_keyword_is_named() -> None:
+    with pytest.raises(InputError, match="unknown key 'layers'"):
+        Config().replace(layers=3)
