@@ -47,7 +47,8 @@ def noise_pair(config: Config, pair: int | mx.array) -> int | mx.array:
 def stretch_start(base: mx.array, pair: mx.array, length: int) -> mx.array:
     """Where a pair's stretch of `length` draws begins: uint32 of the shape of `base`, for one pair."""
     h = ((pair >> 16) ^ pair) * mx.array(0x45D9F3B, dtype=mx.uint32)
-    # h comes first: mx.vmap (0.32) takes the batch axis of a bitwise operation from its first operand.
+    # mx.vmap (0.32) broadcasts the operands of an addition, but not those of a bitwise operation.
+    h, base = h + base * 0, base + h * 0
     start = (h ^ base) & mx.array(_SEQUENCE_LENGTH - 1, dtype=mx.uint32)
     return mx.minimum(start, mx.array(_SEQUENCE_LENGTH - length, dtype=mx.uint32))
 
