@@ -1,20 +1,23 @@
-"""Checkpoints: a folder with the parameters, the members' states, the config and the epoch.
+"""Checkpoints: a folder with all that the next epoch depends on, whole or not there, and checked when it is read.
 
     <run>/epoch-00000100/model.safetensors     13 int8 leaves, names of the spec
                          states.safetensors    `states`, (N, L, D) int8
                          config.toml           the run's whole config
-                         checkpoint.json       format, epoch, validation figures
+                         checkpoint.json       format, epoch, data, figures, SHA-256 of all four
+    <run>/latest, best                         links to the newest one, and to the best on validation
 
-A checkpoint is written under a temporary name, flushed to disk and renamed, so a folder called `epoch-...` is whole.
+A checkpoint is written under a temporary name, flushed to disk and renamed; the links are moved after that.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,105 +26,122 @@ import mlx.core as mx
 import numpy as np
 
 from nanoegg_mlx.config import Config
+from nanoegg_mlx.durable import HashedFile, point, sha256_of, sync_folder
 from nanoegg_mlx.errors import InputError
 from nanoegg_mlx.params import Params, check_params
 from nanoegg_mlx.train import Trainer
 
-FORMAT = 1
-_FOLDER = re.compile(r"epoch-(\d{8})$")
+FORMAT = 2
+FILES = ("model.safetensors", "states.safetensors", "config.toml")
+_FOLDER = re.compile(r"epoch-(\d{8,})")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint holds; `states` (N, L, D) int8 is read only when asked for."""
+    """What a checkpoint holds; the member states are read only when asked for."""
 
     path: Path
     config: Config
     epoch: int
     params: Params
     info: dict[str, Any]
+    """checkpoint.json: `tokens`, `seconds`, `validation` and more."""
 
     def states(self) -> np.ndarray:
-        """Every member's hidden state, (N, L, D) int8. Raises InputError if the file is missing or damaged."""
-        return np.array(_load_arrays(self.path / "states.safetensors").get("states"))
-
-
-def make_run_folder(config: Config) -> Path:
-    """Creates `<checkpoints>/<name>`, or with the first free number behind the name: no run is overwritten."""
-    parent = Path(config.checkpoints)
-    parent.mkdir(parents=True, exist_ok=True)
-    number = 1
-    while True:
-        folder = parent / (config.name if number == 1 else f"{config.name}-{number}")
-        try:
-            folder.mkdir()
-        except FileExistsError:
-            number += 1
-            continue
-        (folder / "config.toml").write_text(config.to_toml(), encoding="utf-8")
-        return folder
+        """Every member's hidden state, (N, L, D) int8."""
+        return np.array(_load_arrays(self.path / "states.safetensors")["states"])
 
 
 def save(run: Path, trainer: Trainer, info: Mapping[str, Any]) -> Path:
-    """Writes the trainer's state as a checkpoint of the run, then removes all but the newest `keep`.
+    """Writes the trainer's state as the run's newest checkpoint; of the others the newest `keep` and the best stay.
 
     Args:
         run: the run's folder.
         trainer: between two epochs.
-        info: figures that go into checkpoint.json, JSON types.
+        info: goes into checkpoint.json; JSON types. The best checkpoint is the one with the least `validation`.
 
     Returns:
-        The checkpoint's folder. Raises OSError if it cannot be written; older checkpoints then stay.
+        The checkpoint's folder. Raises OSError if it cannot be written; the older ones are as they were then.
     """
     folder = run / f"epoch-{trainer.epoch:08d}"
-    if folder.exists():
-        return folder
-    temporary = run / f".{folder.name}.{os.getpid()}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    try:
-        mx.save_safetensors(str(temporary / "model.safetensors"), trainer.params)
-        mx.save_safetensors(str(temporary / "states.safetensors"), {"states": trainer.states})
-        (temporary / "config.toml").write_text(trainer.config.to_toml(), encoding="utf-8")
-        about = {"format": FORMAT, "epoch": trainer.epoch, **info}
-        (temporary / "checkpoint.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
-        for file in temporary.iterdir():
-            _flush(file)
-        _flush(temporary)
-        temporary.rename(folder)
-        _flush(run)
-    except BaseException:
+    if not folder.exists():
+        temporary = run / f".{folder.name}.tmp"
         shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    for old in _folders(run)[: -trainer.config.keep]:
-        shutil.rmtree(old)
+        temporary.mkdir()
+        try:
+            _write(temporary, trainer, info)
+            os.rename(temporary, folder)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        sync_folder(run)
+    point(run / "latest", folder.name)
+    best = _best(run)
+    if best is not None:
+        point(run / "best", best.name)
+    for old in folders(run)[: -trainer.config.keep]:
+        if old != best:
+            remove(old)
     return folder
 
 
-def load(path: str | Path) -> Checkpoint:
-    """Opens a checkpoint, or the newest one of a run's folder.
+def load(path: str | Path, warn: Callable[[str], object] = lambda text: print(text, file=sys.stderr)) -> Checkpoint:
+    """Opens a checkpoint, or the newest whole one of a run's folder.
+
+    Args:
+        path: of the checkpoint's folder, of a link to it, or of the run's folder.
+        warn: is told of each damaged checkpoint of a run that is passed over.
 
     Raises:
-        InputError: nothing there, a file missing or damaged, an unknown format, or parameters of another shape
-            than the config's.
+        InputError: nothing there, or the checkpoint (of a run: every one) is damaged.
     """
     path = Path(path)
     if not path.is_dir():
         raise InputError(f"There is no checkpoint or run folder {path}.")
-    if not (path / "model.safetensors").exists():
-        folders = _folders(path)
-        if not folders:
-            raise InputError(f"The folder {path} holds no checkpoint (a folder epoch-... with model.safetensors).")
-        path = folders[-1]
+    if _FOLDER.fullmatch(path.resolve().name) or any((path / name).exists() for name in FILES[:2]):
+        return open_whole(path)
+    candidates = folders(path)[::-1]
+    if not candidates:
+        raise InputError(f"The folder {path} holds no checkpoint (a folder epoch-... with model.safetensors).")
+    for number, folder in enumerate(candidates, 1):
+        try:
+            return open_whole(folder)
+        except InputError as error:
+            if number == len(candidates):
+                raise
+            warn(f"{error} Using the one before it, {candidates[number].name}.")
+    raise AssertionError("the loop returns or raises")
+
+
+def open_whole(path: Path) -> Checkpoint:
+    """Opens one checkpoint.
+
+    Raises:
+        InputError: a file is missing, truncated or not what was written, the format is unknown, or the parameters
+            have other shapes than the config's.
+    """
+    about = path / "checkpoint.json"
     try:
-        info = json.loads((path / "checkpoint.json").read_text(encoding="utf-8"))
+        info = json.loads(about.read_bytes())
         file_format, epoch = int(info["format"]), int(info["epoch"])
+        if file_format != FORMAT:
+            raise InputError(f"The checkpoint {path} has format {file_format}; this version reads format {FORMAT}.")
+        if info["sha256"] != _seal(info):
+            raise ValueError
+        hashes = {name: str(info["files"][name]) for name in FILES}
     except OSError as error:
-        raise InputError(f"The checkpoint {path} has no readable checkpoint.json ({error.strerror}).") from error
+        raise InputError(f"The checkpoint {path} is damaged: {about.name} is missing or unreadable.") from error
+    except InputError:
+        raise
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path / 'checkpoint.json'} is damaged: it needs `format` and `epoch`.") from error
-    if file_format != FORMAT:
-        raise InputError(f"The checkpoint {path} has format {file_format}; this version reads format {FORMAT}.")
+        raise InputError(f"The checkpoint {path} is damaged: {about.name} is not what was written.") from error
+    for name, expected in hashes.items():
+        try:
+            whole = sha256_of(path / name) == expected
+        except OSError as error:
+            raise InputError(f"The checkpoint {path} is damaged: {name} is missing or unreadable.") from error
+        if not whole:
+            raise InputError(f"The checkpoint {path} is damaged: {name} is not what was written (its SHA-256 differs).")
     config = Config.from_toml(path / "config.toml")
     params = _load_arrays(path / "model.safetensors")
     try:
@@ -131,9 +151,69 @@ def load(path: str | Path) -> Checkpoint:
     return Checkpoint(path, config, epoch, {name: params[name] for name in sorted(params)}, info)
 
 
-def _folders(run: Path) -> list[Path]:
+def folders(run: Path) -> list[Path]:
     """The run's checkpoints, oldest first."""
-    return sorted(path for path in run.iterdir() if _FOLDER.search(path.name) and path.is_dir())
+    found = [path for path in run.iterdir() if _FOLDER.fullmatch(path.name) and not path.is_symlink()]
+    return sorted(found, key=epoch_of)
+
+
+def epoch_of(folder: Path) -> int:
+    """The epochs done that a checkpoint's name tells."""
+    return int(folder.name.removeprefix("epoch-"))
+
+
+def remove(folder: Path) -> None:
+    """Deletes a checkpoint; it is out of sight before the first of its files goes."""
+    hidden = folder.with_name(f".{folder.name}.old")
+    os.rename(folder, hidden)
+    shutil.rmtree(hidden)
+
+
+def remove_leftovers(run: Path) -> None:
+    """Deletes what a killed process left half written or half deleted. For the holder of the run's lock."""
+    for path in run.iterdir():
+        if path.name.startswith(".") and path.suffix in (".tmp", ".old"):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+
+def _write(folder: Path, trainer: Trainer, info: Mapping[str, Any]) -> None:
+    hashes = {}
+    for name in FILES:
+        with HashedFile(folder / name) as file:
+            if name == "model.safetensors":
+                mx.save_safetensors(file, trainer.params)
+            elif name == "states.safetensors":
+                mx.save_safetensors(file, {"states": trainer.states})
+            else:
+                file.write(trainer.config.to_toml().encode())
+            hashes[name] = file.finish()
+    about = {"format": FORMAT, "epoch": trainer.epoch, **info, "files": hashes}
+    with HashedFile(folder / "checkpoint.json") as file:
+        file.write(json.dumps({**about, "sha256": _seal(about)}, indent=2).encode())
+        file.finish()
+    sync_folder(folder)
+
+
+def _seal(about: Mapping[str, Any]) -> str:
+    """SHA-256 of what checkpoint.json says, but for the seal itself."""
+    content = {name: value for name, value in about.items() if name != "sha256"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _best(run: Path) -> Path | None:
+    """The checkpoint with the least validation figure, the newest of equal ones; None if none has one."""
+    figures = []
+    for folder in folders(run):
+        try:
+            figure = json.loads((folder / "checkpoint.json").read_bytes())["validation"]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # A damaged one is found when it is opened.
+        if figure is not None:
+            figures.append((figure, -epoch_of(folder), folder))
+    return min(figures)[2] if figures else None
 
 
 def _load_arrays(file: Path) -> dict[str, mx.array]:
@@ -144,12 +224,3 @@ def _load_arrays(file: Path) -> dict[str, mx.array]:
     except (RuntimeError, ValueError, OSError) as error:
         raise InputError(f"{file} is missing, truncated or not a safetensors file.") from error
     return arrays
-
-
-def _flush(path: Path) -> None:
-    """fsync of a file or folder."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

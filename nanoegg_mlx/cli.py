@@ -10,6 +10,7 @@ import dataclasses
 import json
 import platform
 import sys
+import time
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
@@ -20,12 +21,13 @@ import numpy as np
 from tqdm import tqdm
 
 import data_prep.__main__ as prepare
-from nanoegg_mlx import baselines, bench, checkpoint, run
+from nanoegg_mlx import baselines, bench, checkpoint, durable, replay, run
 from nanoegg_mlx.config import TABLES, Config, describe_range
 from nanoegg_mlx.data import load_tokens
 from nanoegg_mlx.engines import make_engine, native_problem
 from nanoegg_mlx.errors import InputError
 from nanoegg_mlx.evaluate import Evaluation, evaluate
+from nanoegg_mlx.params import Params, init_params
 
 
 class Parser(argparse.ArgumentParser):
@@ -66,6 +68,9 @@ def _parser() -> Parser:
     command = commands.add_parser("train", help="pretrain a model", formatter_class=_Help)
     command.description = "Trains a model into a new folder under --checkpoints; every key of the config is an option."
     command.add_argument("--config", metavar="FILE", help="TOML file; options override its keys")
+    start = command.add_mutually_exclusive_group()
+    start.add_argument("--resume", metavar="RUN", help="continue the run in this folder, bit for bit")
+    start.add_argument("--branch", metavar="RUN@E", help="begin a new run with what RUN had learnt after E epochs")
     _add_config_options(command)
     command.set_defaults(command=_train)
 
@@ -86,6 +91,18 @@ def _parser() -> Parser:
     command.add_argument("--baselines", action="store_true", help="unigram, bigram, gzip and xz of the same bytes")
     command.add_argument("--json", action="store_true", help="print one JSON object")
     command.set_defaults(command=_evaluate)
+
+    command = commands.add_parser("replay", help="any epoch's parameters, from a run's votes alone")
+    command.description = (
+        "Rebuilds the exact parameters of an epoch from votes.bin, without data and without a forward pass."
+    )
+    command.add_argument("run", help="a run's folder")
+    command.add_argument("--epoch", type=int, metavar="E", help="epochs done, from 1")
+    command.add_argument("-o", "--output", metavar="FILE", help="safetensors file to write")
+    command.add_argument("--verify", action="store_true", help="compare with every checkpoint that the run has kept")
+    command.add_argument("--engine", choices=("auto", "mlx", "cpu"), default="auto", help="(default: auto)")
+    command.add_argument("--threads", type=int, default=0, metavar="N", help="of the CPU engine (0: all usable cores)")
+    command.set_defaults(command=_replay)
 
     command = commands.add_parser("bench", help="tokens per second, beside the machine's int8 peak")
     bench.add_arguments(command)
@@ -135,8 +152,61 @@ def _number(kind: type) -> Any:
 def _train(options: argparse.Namespace) -> int:
     fields = [field.name for field in dataclasses.fields(Config)]
     given = {name: getattr(options, name) for name in fields if getattr(options, name) is not None}
-    config = Config.from_toml(options.config, **given) if options.config else Config(**given)
-    return run.train(config)
+    if not (options.resume or options.branch):
+        return run.train(Config.from_toml(options.config, **given) if options.config else Config(**given))
+    if options.config:
+        given = dataclasses.asdict(Config.from_toml(options.config, **given))
+    if options.resume:
+        return run.resume(Path(options.resume), given)
+    source, _, epochs = options.branch.rpartition("@")
+    if not source or not epochs.isdecimal() or int(epochs) < 1:
+        raise InputError(f"--branch {options.branch} is not allowed; it has to be a run's folder, '@' and an epoch.")
+    return run.branch(Path(source), int(epochs), given)
+
+
+def _replay(options: argparse.Namespace) -> int:
+    votes = Path(options.run) / "votes.bin"
+    if options.verify:
+        return _verify(Path(options.run), options)
+    if options.epoch is None or options.output is None:
+        raise InputError("A replay needs --epoch E and -o FILE, or --verify.")
+    output = Path(options.output)
+    if output.exists():
+        raise InputError(f"{output} exists already; a replay overwrites nothing.")
+    config, params = replay.params_at(votes, options.epoch, options.engine, options.threads)
+    with durable.HashedFile(output) as file:
+        mx.save_safetensors(file, params)
+        digest = file.finish()
+    print(f"{output}: parameters after {options.epoch} epochs, {config.n_layer} layers, {config.n_embd} wide")
+    print(f"SHA-256 {digest}")
+    return 0
+
+
+def _verify(folder: Path, options: argparse.Namespace) -> int:
+    """Holds every stored checkpoint of a run against its votes; 1 if one differs."""
+    stored = {checkpoint.epoch_of(path): path for path in checkpoint.folders(folder)}
+    if not stored:
+        raise InputError(f"The folder {folder} holds no checkpoint to verify.")
+    different, done, started = 0, 0, time.perf_counter()
+
+    def compare(epoch: int, params: Params) -> None:
+        nonlocal different
+        if epoch in stored:
+            kept = checkpoint.open_whole(stored.pop(epoch)).params
+            names = [name for name in kept if not np.array_equal(np.array(kept[name]), np.array(params[name]))]
+            different += bool(names)
+            print(f"epoch {epoch}: " + (f"differs in {', '.join(names)}" if names else "the same bits"))
+
+    for done, config, params in replay.replay(folder / "votes.bin", options.engine, options.threads):
+        if done == 1:
+            compare(0, init_params(config))
+        compare(done, params)
+        if not stored:
+            break
+    print(f"{done} epochs replayed in {time.perf_counter() - started:.1f} s")
+    for epoch in sorted(stored):
+        print(f"epoch {epoch}: the votes end before it")
+    return 1 if different or stored else 0
 
 
 def _evaluate(options: argparse.Namespace) -> int:

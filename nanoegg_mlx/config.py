@@ -19,6 +19,11 @@ from typing import Any
 from nanoegg_mlx.errors import InputError
 
 TABLES = ("model", "evolution", "data", "run")
+HARMLESS = (
+    "num_epochs", "validate_every", "checkpoint_every", "keep", "train", "valid", "name", "checkpoints", "engine",
+    "threads", "chunk",
+)  # fmt: skip
+"""Fields that do not decide what a run computes (`train` and `valid` name files, whose content is checked)."""
 
 
 def _field(
@@ -103,7 +108,7 @@ class Config:
         "run", 1024, "rows that the validation set is cut into, scored in parallel", low=1
     )
     checkpoint_every: int = _field("run", 100, "epochs between checkpoints (0: only at the end)", low=0)
-    keep: int = _field("run", 3, "newest checkpoints that are kept", low=1)
+    keep: int = _field("run", 3, "newest checkpoints that are kept, beside the best on validation", low=1)
     engine: str = _field("run", "auto", "which code scores and updates", choices=("auto", "mlx", "cpu"))
     threads: int = _field("run", 0, "threads of the CPU engine (0: all usable cores)", low=0, high=4096)
     chunk: int = _field("run", 0, "members scored at a time, which bounds memory (0: chosen)", low=0)
@@ -157,16 +162,19 @@ class Config:
             raise InputError(f"The config {path} cannot be read: {error.strerror}.") from error
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise InputError(f"The config {path} is not valid TOML: {error}.") from error
+        return cls.from_document(document, f"The config {path}", **overrides)
+
+    @classmethod
+    def from_document(cls, document: dict[str, Any], where: str, **overrides: Any) -> Config:
+        """Reads a parsed TOML document; `where` names it in errors. Raises InputError as `from_toml` does."""
         values: dict[str, Any] = {}
         for table, entries in document.items():
             if table not in TABLES or not isinstance(entries, dict):
-                raise InputError(
-                    f"The config {path} has {table!r} at its top level; the tables are {', '.join(TABLES)}."
-                )
+                raise InputError(f"{where} has {table!r} at its top level; the tables are {', '.join(TABLES)}.")
             for name, value in entries.items():
-                home = _field_named(name, f"The config {path}").metadata["table"]
+                home = _field_named(name, where).metadata["table"]
                 if home != table:
-                    raise InputError(f"The config {path} has {name!r} in [{table}]; it belongs in [{home}].")
+                    raise InputError(f"{where} has {name!r} in [{table}]; it belongs in [{home}].")
                 values[name] = value
         return from_dict({**values, **overrides})
 

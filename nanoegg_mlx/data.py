@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +51,14 @@ def check_vocabulary(tokens: np.ndarray, vocab_size: int) -> None:
             raise InputError(
                 f"The tokens hold the byte {largest}, but vocab_size = {vocab_size} allows 0 to {vocab_size - 1}."
             )
+
+
+def fingerprint(tokens: np.ndarray) -> dict[str, int | str]:
+    """What tells one cache from another: the number of `tokens` (size,) uint8, and their SHA-256 in hexadecimal."""
+    digest = hashlib.sha256()
+    for start in range(0, len(tokens), 1 << 24):
+        digest.update(np.ascontiguousarray(tokens[start : start + (1 << 24)]).data)
+    return {"tokens": len(tokens), "sha256": digest.hexdigest()}
 
 
 class Lanes:

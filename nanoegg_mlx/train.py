@@ -19,8 +19,8 @@ from nanoegg_mlx.errors import InputError
 from nanoegg_mlx.evolve import alpha_at, fitness, threshold_at
 from nanoegg_mlx.params import Params, check_params, init_params, leaves
 
-_SPAN_BYTES = 8 << 20
-"""Tokens that are gathered for members at a time: bounds what a large population copies out of its lanes."""
+_SPAN_BYTES = 32 << 20
+"""Tokens and new states that are handed over at a time: bounds what a large population needs beside its states."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,18 @@ class EpochResult:
         return self.tokens / (self.generate_seconds + self.update_seconds)
 
 
+@dataclass(frozen=True)
+class Epoch:
+    """An epoch's outcome, not yet the trainer's state."""
+
+    result: EpochResult
+    params: Params
+    states: np.ndarray
+    """(N, L, D) int8."""
+
+
 class Trainer:
-    """The state of a run and its one operation, `step`."""
+    """The state of a run and its one operation, `step`, in two halves for those who need to stop between them."""
 
     def __init__(
         self,
@@ -99,6 +109,12 @@ class Trainer:
 
     def step(self) -> EpochResult:
         """One epoch: every member reads T tokens and is scored, then the parameters move along the votes."""
+        epoch = self.propose()
+        self.accept(epoch)
+        return epoch.result
+
+    def propose(self) -> Epoch:
+        """Computes the next epoch and changes nothing."""
         started = time.perf_counter()
         scores, states = self._generate()
         generated = time.perf_counter()
@@ -116,8 +132,11 @@ class Trainer:
             generate_seconds=generated - started,
             update_seconds=finished - generated,
         )
-        self.params, self._states, self.epoch = params, states, self.epoch + 1
-        return result
+        return Epoch(result, params, states)
+
+    def accept(self, epoch: Epoch) -> None:
+        """Makes the outcome of `propose` the trainer's state."""
+        self.params, self._states, self.epoch = epoch.params, epoch.states, epoch.result.epoch + 1
 
     def _generate(self) -> tuple[np.ndarray, np.ndarray]:
         config = self.config
@@ -125,7 +144,7 @@ class Trainer:
         scores = np.empty(config.population, np.int32)
         states = np.empty_like(self._states)
         lanes = np.arange(config.population) // config.group
-        span = max(_SPAN_BYTES // config.tokens_per_update // 2 * 2, 2)
+        span = max(_SPAN_BYTES // (2 * config.tokens_per_update + states[0].size) // 2 * 2, 2)
         for first in range(0, config.population, span):
             members = range(first, min(first + span, config.population))
             part = slice(members.start, members.stop)

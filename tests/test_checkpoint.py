@@ -1,4 +1,4 @@
-"""Checkpoints: what is saved comes back bit for bit, damage is named, nothing is overwritten."""
+"""Checkpoints: what is saved comes back bit for bit, damage is named and passed over, nothing is overwritten."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from nanoegg_mlx import Config, InputError, Trainer, checkpoint, init_params
+from nanoegg_mlx import Config, InputError, Trainer, checkpoint
+from nanoegg_mlx.durable import sha256_of
 from tests.traces import pseudo_text
 
 CONFIG = Config(n_layer=2, n_embd=8, population=4, tokens_per_update=5, keep=2, name="t")
@@ -25,9 +26,9 @@ def trainer() -> Trainer:
 def test_round_trip(tmp_path: Path, trainer: Trainer) -> None:
     folder = checkpoint.save(tmp_path, trainer, {"validation": 7.5})
     assert folder.name == "epoch-00000001"
-    for path in (folder, tmp_path):
+    for path in (folder, tmp_path, tmp_path / "latest", tmp_path / "best"):
         loaded = checkpoint.load(path)
-        assert (loaded.path, loaded.config, loaded.epoch) == (folder, CONFIG, 1)
+        assert (loaded.path.resolve(), loaded.config, loaded.epoch) == (folder.resolve(), CONFIG, 1)
         assert loaded.info["validation"] == 7.5
         assert list(loaded.params) == sorted(trainer.params)
         for name, value in trainer.params.items():
@@ -36,65 +37,67 @@ def test_round_trip(tmp_path: Path, trainer: Trainer) -> None:
         assert np.array_equal(loaded.states(), np.array(trainer.states))
 
 
-def test_the_newest_are_kept(tmp_path: Path, trainer: Trainer) -> None:
-    for _ in range(4):
-        checkpoint.save(tmp_path, trainer, {})
+def test_the_newest_and_the_best_are_kept(tmp_path: Path, trainer: Trainer) -> None:
+    for figure in (5.0, 3.0, 4.0, None, 3.5):
+        checkpoint.save(tmp_path, trainer, {"validation": figure})
+        assert (tmp_path / "latest").resolve().name == f"epoch-{trainer.epoch:08d}"
         trainer.step()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["epoch-00000003", "epoch-00000004"]
-    assert checkpoint.load(tmp_path).epoch == 4
+    assert [path.name for path in checkpoint.folders(tmp_path)] == [f"epoch-0000000{epoch}" for epoch in (2, 4, 5)]
+    assert (tmp_path / "best").resolve().name == "epoch-00000002"
+    assert len(list(tmp_path.iterdir())) == 5
 
 
-def test_run_folders_are_new(tmp_path: Path) -> None:
-    config = CONFIG.replace(checkpoints=str(tmp_path / "deep" / "runs"))
-    names = [checkpoint.make_run_folder(config).name for _ in range(3)]
-    assert names == ["t", "t-2", "t-3"]
-    assert Config.from_toml(tmp_path / "deep" / "runs" / "t-2" / "config.toml") == config
-
-
-def test_a_failed_save_leaves_nothing(tmp_path: Path, trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
-    checkpoint.save(tmp_path, trainer, {})
+def test_damage_is_named_and_passed_over(tmp_path: Path, trainer: Trainer) -> None:
+    older = checkpoint.save(tmp_path, trainer, {})
     trainer.step()
-
-    def full(*arguments: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr("os.fsync", full)
-        with pytest.raises(OSError, match="No space"):
-            checkpoint.save(tmp_path, trainer, {})
-    assert [path.name for path in tmp_path.iterdir()] == ["epoch-00000001"]
-    assert checkpoint.load(tmp_path).epoch == 1
-
-
-def test_damage_is_named(tmp_path: Path, trainer: Trainer) -> None:
     folder = checkpoint.save(tmp_path, trainer, {})
     whole = {path.name: path.read_bytes() for path in folder.iterdir()}
 
-    def refused(match: str) -> None:
-        with pytest.raises(InputError, match=match):
-            checkpoint.load(folder).states()
-        for name, content in whole.items():
+    def damaged(name: str, content: bytes | None) -> None:
+        if content is None:
+            (folder / name).unlink()
+        else:
             (folder / name).write_bytes(content)
+        with pytest.raises(InputError, match=rf"{folder.name}.* is damaged: {name}") as caught:
+            checkpoint.load(folder)
+        said: list[str] = []
+        assert checkpoint.load(tmp_path, said.append).path == older
+        assert said == [f"{caught.value} Using the one before it, {older.name}."]
+        (folder / name).write_bytes(whole[name])
 
-    for name in ("model.safetensors", "states.safetensors"):
-        for size in (0, 7, 100, len(whole[name]) - 1):
-            (folder / name).write_bytes(whole[name][:size])
-            refused(name)
-    (folder / "states.safetensors").unlink()
-    refused("states.safetensors")
-    (folder / "checkpoint.json").unlink()
-    refused(r"checkpoint\.json")
-    (folder / "checkpoint.json").write_text("{")
-    refused(r"checkpoint\.json is damaged")
-    (folder / "checkpoint.json").write_text(json.dumps({"format": 99, "epoch": 1}))
-    refused("format 99")
-    (folder / "config.toml").write_text("[model]\nn_layer = 0\n")
-    refused("n_layer = 0")
+    for name, content in whole.items():
+        for size in (0, len(content) // 2, len(content) - 1):
+            damaged(name, content[:size])
+        damaged(name, None)
+        for position in (0, len(content) // 3, len(content) // 2, len(content) - 1):
+            flipped = bytearray(content)
+            flipped[position] ^= 1
+            damaged(name, bytes(flipped))
+    damaged("checkpoint.json", b"[]")
+    assert checkpoint.load(tmp_path, pytest.fail).epoch == 2
+
+
+def test_where_nothing_is_whole(tmp_path: Path, trainer: Trainer) -> None:
+    for _ in range(2):
+        (checkpoint.save(tmp_path, trainer, {}) / "model.safetensors").unlink()
+        trainer.step()
+    said: list[str] = []
+    with pytest.raises(InputError, match=r"epoch-00000001 is damaged: model\.safetensors"):
+        checkpoint.load(tmp_path, said.append)
+    assert len(said) == 1
+
+
+def test_what_does_not_belong_together(tmp_path: Path, trainer: Trainer) -> None:
+    folder = checkpoint.save(tmp_path, trainer, {})
+    about = json.loads((folder / "checkpoint.json").read_text())
     (folder / "config.toml").write_text(CONFIG.replace(n_embd=9).to_toml())
-    refused("does not fit its config")
-    mx.save_safetensors(str(folder / "model.safetensors"), init_params(CONFIG.replace(n_layer=1)))
-    refused("does not fit its config")
-    assert checkpoint.load(folder).epoch == 1
+    about["files"]["config.toml"] = sha256_of(folder / "config.toml")
+    (folder / "checkpoint.json").write_text(json.dumps({**about, "sha256": checkpoint._seal(about)}))
+    with pytest.raises(InputError, match="does not fit its config"):
+        checkpoint.load(folder)
+    (folder / "checkpoint.json").write_text(json.dumps({**about, "format": 99}))
+    with pytest.raises(InputError, match="format 99; this version reads format 2"):
+        checkpoint.load(folder)
 
 
 def test_where_there_is_none(tmp_path: Path) -> None:
