@@ -36,7 +36,16 @@ Noise = dict[str, Perturbation]
 def leaf_bases(config: Config, epoch: int) -> dict[str, mx.array]:
     """The word that each leaf contributes to the hash in this epoch: uint32 (L,) or ()."""
     true_epoch = epoch // config.noise_reuse if config.noise_reuse else 0
-    return {name: fold_in(keys, true_epoch)[..., 0] for name, keys in leaf_keys(config).items()}
+    keys = leaf_keys(config)
+    # One fold for all leaves, since this is done anew in every epoch.
+    words = fold_in(mx.concatenate([of_leaf.reshape(-1, 2) for of_leaf in keys.values()]), true_epoch)[:, 0]
+    bases, start = {}, 0
+    for name, of_leaf in keys.items():
+        count = of_leaf.size // 2
+        bases[name] = words[start : start + count].reshape(of_leaf.shape[:-1])
+        start += count
+    mx.eval(bases)
+    return bases
 
 
 def noise_pair(config: Config, pair: int | mx.array) -> int | mx.array:

@@ -7,6 +7,7 @@ over layers in their first axis. Matrices are stored (out, in).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import mlx.core as mx
@@ -53,15 +54,21 @@ def leaves(config: Config) -> list[Leaf]:
     ]
 
 
+@lru_cache(maxsize=4)
 def leaf_keys(config: Config) -> dict[str, mx.array]:
-    """The keys that perturbations come from: uint32 (L, 2) for stacked leaves, (2,) for the others (section 3)."""
+    """The keys that perturbations come from: uint32 (L, 2) for stacked leaves, (2,) for the others (section 3).
+
+    The same dict for the same config, since every epoch asks for it.
+    """
     es_key = fold_in(key(config.seed), 1)
     all_leaves = leaves(config)
     keys = split(es_key, len(all_leaves))
-    return {
+    of_leaves = {
         leaf.name: split(keys[number], leaf.layers) if leaf.layers else keys[number]
         for number, leaf in enumerate(all_leaves)
     }
+    mx.eval(of_leaves)
+    return of_leaves
 
 
 def init_params(config: Config) -> Params:
