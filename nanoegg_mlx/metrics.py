@@ -140,7 +140,7 @@ class Display:
             total=config.num_epochs,
             initial=epochs,
             unit="epoch",
-            bar_format="{percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}] {postfix}",
+            bar_format="{percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]{postfix}",
         )
         self.details = bar(total=0, position=1, bar_format="{desc}")
         self.validation: float | None = None

@@ -197,9 +197,9 @@ class _Run:
         config, trainer = self.config, self.trainer
         begun = trainer.epoch
         self.display.say(
-            f"{self.folder}: {config.n_layer} layers, {config.n_embd} wide, population {config.population}, "
-            f"epochs {begun} to {config.num_epochs} of {config.population * config.tokens_per_update:,} tokens, "
-            f"engine {trainer.engine.name}"
+            f"{self.folder}: {config.n_layer} layer{'s' * (config.n_layer > 1)}, {config.n_embd} wide, "
+            f"population {config.population}, epochs {begun} to {config.num_epochs} of "
+            f"{config.population * config.tokens_per_update:,} tokens, engine {trainer.engine.name}"
         )
         try:
             with Stop() as stop:
