@@ -9,7 +9,7 @@ ifneq ($(shell uname -s),Darwin)
 MLX ?= cpu
 endif
 comma := ,
-EXTRAS = $(if $(MLX),$(MLX)$(comma))test
+SOURCES := pyproject.toml setup.py $(wildcard nanoegg_mlx/engines/native/*.*)
 
 .PHONY: quickstart install test lint clean
 
@@ -21,15 +21,20 @@ quickstart: install
 
 install: $(VENV)/installed
 
-$(VENV)/installed: pyproject.toml Makefile
+$(VENV)/installed: $(SOURCES)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable '.[$(EXTRAS)]'
+	$(BIN)/python -m pip install --quiet --editable '.$(if $(MLX),[$(MLX)])'
 	@touch $@
 
-test: install lint
+# What the tests and the checks need comes on top of what a user installs.
+$(VENV)/installed-test: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --editable '.[$(if $(MLX),$(MLX)$(comma))test]'
+	@touch $@
+
+test: lint
 	$(BIN)/python -m pytest
 
-lint: install
+lint: $(VENV)/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
