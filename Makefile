@@ -8,8 +8,16 @@ BIN := $(VENV)/bin
 ifneq ($(shell uname -s),Darwin)
 MLX ?= cpu
 endif
-comma := ,
 SOURCES := pyproject.toml setup.py $(wildcard nanoegg_mlx/engines/native/*.*)
+empty :=
+comma := ,
+commas = $(subst $(empty) $(empty),$(comma),$(strip $(1)))
+# $(call install,EXTRAS): the virtual environment with the package in it, this checkout's files being the package.
+define install
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable '.$(if $(strip $(1)),[$(call commas,$(1))])'
+	@touch $@
+endef
 
 .PHONY: quickstart install test lint clean
 
@@ -22,14 +30,12 @@ quickstart: install
 install: $(VENV)/installed
 
 $(VENV)/installed: $(SOURCES)
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable '.$(if $(MLX),[$(MLX)])'
-	@touch $@
+	$(call install,$(MLX))
 
-# What the tests and the checks need comes on top of what a user installs.
-$(VENV)/installed-test: $(VENV)/installed
-	$(BIN)/python -m pip install --quiet --editable '.[$(if $(MLX),$(MLX)$(comma))test]'
-	@touch $@
+# What the tests and checks need, and what a user needs with it.
+$(VENV)/installed-test: $(SOURCES)
+	$(call install,$(MLX) test)
+	@touch $(VENV)/installed
 
 test: lint
 	$(BIN)/python -m pytest
