@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from nanoegg_mlx import baselines, checkpoint, metrics
+from nanoegg_mlx import baselines, checkpoint, display, metrics
 from nanoegg_mlx.config import HARMLESS, Config
 from nanoegg_mlx.data import check_vocabulary, fingerprint, load_tokens
 from nanoegg_mlx.durable import AppendOnly, Lock, sync_folder, write_file
@@ -127,7 +127,7 @@ def branch(source: Path, epochs: int, changes: Mapping[str, Any]) -> int:
         votes.append(past + config_frame(config, epochs))
         lines = AppendOnly(folder / "metrics.jsonl", 0)
         if (source / "metrics.jsonl").exists():
-            for line in metrics.read_metrics(source / "metrics.jsonl"):
+            for line in metrics.iterate(source / "metrics.jsonl"):
                 if line["epoch"] <= epochs:
                     lines.append(metrics.encode(line))
         lines.close()
@@ -185,11 +185,11 @@ class _Run:
         self.folder, self.trainer, self.corpus, self.votes = folder, trainer, corpus, votes
         self.config = trainer.config
         self.metrics = metrics.MetricsFile(folder / "metrics.jsonl", trainer.epoch)
-        last = self.metrics.lines[-1] if self.metrics.lines else {}
+        last = self.metrics.last or {}
         self.tokens = int(info.get("tokens", last.get("tokens", 0)))
         self.seconds = float(info.get("seconds", last.get("seconds", 0.0)))
         self.data = corpus.identity()
-        self.display = metrics.Display(self.config, trainer.epoch)
+        self.display = display.Display(self.config, trainer.epoch)
         self.started = time.perf_counter()
 
     def go(self) -> int:
@@ -216,12 +216,12 @@ class _Run:
         if stop.signal:
             print(f"Stopped by {stop.signal.name} after epoch {trainer.epoch} of {config.num_epochs}; ", end="")
             print(f"`nanoegg train --resume {self.folder}` goes on.")
-        print(summary(self.metrics.lines, self.corpus.valid))
+        print(summary(self.metrics.validations, self.corpus.valid))
         return 130 if stop.signal == signal.SIGINT else 0
 
     def _first(self, stop: Stop) -> None:
         """Validates and saves what the run begins with, unless that was done."""
-        if not self.metrics.lines and self.trainer.epoch == 0:
+        if not self.metrics.last and self.trainer.epoch == 0:
             validation = stop.attempt(partial(evaluate, self.trainer.params, self.corpus.valid, self.config))
             if validation is None:
                 return
@@ -252,6 +252,8 @@ class _Run:
     def _log(self, line: metrics.Record) -> None:
         seconds = self.seconds + time.perf_counter() - self.started
         line |= {"seconds": seconds, "rss_mb": metrics.resident_mb()}
+        if line["validation"] is not None:
+            line["weights"] = metrics.weight_histogram(self.config, self.trainer.params)
         self.metrics.append(line)
         self.display.epoch(line)
 
@@ -259,7 +261,7 @@ class _Run:
         """Puts a checkpoint of the present state in place, after all that it stands on is on the disk."""
         self.votes.sync()
         self.metrics.sync()
-        last = self.metrics.lines[-1] if self.metrics.lines else {}
+        last = self.metrics.last or {}
         figures = last if last.get("epoch") == self.trainer.epoch else {}
         info = {
             "tokens": self.tokens,
@@ -314,10 +316,9 @@ class _Abandoned(BaseException):
     """Leaves a computation that a signal has made pointless."""
 
 
-def summary(lines: Sequence[metrics.Record], tokens: np.ndarray) -> str:
-    """A table of the first and the last validation beside what the validation bytes' own statistics give."""
-    validated = [line for line in lines if line["validation"] is not None]
-    rows = [(f"after {line['epoch']} epochs", line["validation"]) for line in (validated[:1] + validated[-1:])]
+def summary(validations: Sequence[metrics.Record], tokens: np.ndarray) -> str:
+    """A table of some validations beside what the validation bytes' own statistics give."""
+    rows = [(f"after {line['epoch']} epochs", line["validation"]) for line in validations]
     rows += [(name, figure(tokens)) for name, figure in baselines.BASELINES.items() if name != "xz"]
     return "\n".join(
         ["Bits per byte of the validation set:", *[f"  {name:<18} {value:7.4f}" for name, value in dict(rows).items()]]

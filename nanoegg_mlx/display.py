@@ -1,0 +1,103 @@
+"""How a run goes, on standard error: a progress bar on a terminal, plain lines elsewhere.
+
+A log that nobody watches gets a line every few seconds at most, whatever the epochs take, and one for every
+validation; metrics.jsonl has them all.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable
+from functools import partial
+
+from tqdm import tqdm
+
+from nanoegg_mlx.config import Config
+from nanoegg_mlx.metrics import Record
+
+PLAIN_SECONDS = 5.0
+"""Least time between two plain lines of epochs without a validation."""
+
+
+class Display:
+    """The bar with a line of details below it, or the plain lines."""
+
+    def __init__(self, config: Config, epochs: int) -> None:
+        """Begins at `epochs` done of `config.num_epochs`."""
+        self.terminal = sys.stderr.isatty()
+        self.last_epoch = config.num_epochs
+        bar = partial(tqdm, disable=not self.terminal, dynamic_ncols=True, leave=False)
+        self.bar = bar(
+            total=config.num_epochs,
+            initial=epochs,
+            unit="epoch",
+            bar_format="{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]{postfix}",
+        )
+        self.details = bar(total=0, position=1, bar_format="{desc}")
+        self.validation: float | None = None
+        self.printed = float("-inf")
+
+    def say(self, text: str) -> None:
+        """A line that stays, above the bar."""
+        self.bar.write(text, file=sys.stderr)
+
+    def epoch(self, line: Record) -> None:
+        """Shows a line of the metrics."""
+        validation = line["validation"]
+        if validation is not None:
+            self.validation = validation
+        if "loss_mean" in line:
+            if self.terminal:
+                self._draw(line)
+            elif (
+                validation is not None
+                or line["epoch"] == self.last_epoch
+                or time.monotonic() - self.printed >= PLAIN_SECONDS
+            ):
+                self.printed = time.monotonic()
+                self.say(
+                    f"epoch {line['epoch']}: loss {line['loss_mean']:.3f}, {_rate(line)}, {', '.join(_details(line))}"
+                )
+        if validation is not None:
+            exact = line["validation_exact"]
+            self.say(f"epoch {line['epoch']}: validation {validation:.4f} bits per byte (exact {exact:.4f})")
+
+    def _draw(self, line: Record) -> None:
+        valid = "" if self.validation is None else f"valid {self.validation:.3f}  "
+        self.bar.set_postfix_str(f"loss {line['loss_mean']:.3f}  {valid}{_rate(line)}", refresh=False)
+        self.details.set_description_str(fitting(_details(line), self.details.ncols or 80), refresh=False)
+        if self.bar.update():
+            self.details.refresh()
+
+    def close(self) -> None:
+        """Removes the bar."""
+        self.details.close()
+        self.bar.close()
+
+
+def fitting(parts: Iterable[str], columns: int) -> str:
+    """As many of the parts as there is room for in a line of a terminal, from the first on."""
+    text = ""
+    for part in parts:
+        longer = f"{text}, {part}" if text else f"     {part}"
+        if len(longer) >= columns:
+            break
+        text = longer
+    return text
+
+
+def _rate(line: Record) -> str:
+    return f"{tqdm.format_sizeof(line['tokens_per_second'])} tokens/s"
+
+
+def _details(line: Record) -> list[str]:
+    """What else there is to say about an epoch, the most telling first."""
+    return [
+        f"moved {line['moved_matrix']:.1%} of matrices",
+        f"{line['moved_vector']:.1%} of vectors",
+        f"threshold {line['threshold'] / 16:.2f} sd",
+        f"losses {line['loss_min']:.2f} to {line['loss_max']:.2f}",
+        f"generate {line['generate_seconds']:.3f} s",
+        f"update {line['update_seconds']:.3f} s",
+    ]
