@@ -21,7 +21,7 @@ import numpy as np
 from tqdm import tqdm
 
 import data_prep.__main__ as prepare
-from nanoegg_mlx import baselines, bench, checkpoint, durable, replay, run
+from nanoegg_mlx import baselines, bench, checkpoint, durable, plot, replay, report, run
 from nanoegg_mlx.config import TABLES, Config, describe_range
 from nanoegg_mlx.data import load_tokens
 from nanoegg_mlx.engines import make_engine, native_problem
@@ -103,6 +103,12 @@ def _parser() -> Parser:
     command.add_argument("--engine", choices=("auto", "mlx", "cpu"), default="auto", help="(default: auto)")
     command.add_argument("--threads", type=int, default=0, metavar="N", help="of the CPU engine (0: all usable cores)")
     command.set_defaults(command=_replay)
+
+    command = commands.add_parser("plot", help="runs drawn on one page, as PNG or SVG")
+    plot.add_arguments(command)
+
+    command = commands.add_parser("report", help="one run as a self-contained HTML page")
+    report.add_arguments(command)
 
     command = commands.add_parser("bench", help="tokens per second, beside the machine's int8 peak")
     bench.add_arguments(command)

@@ -29,6 +29,7 @@ from nanoegg_mlx.data import check_vocabulary, fingerprint, load_tokens
 from nanoegg_mlx.durable import AppendOnly, Lock, sync_folder, write_file
 from nanoegg_mlx.errors import InputError
 from nanoegg_mlx.evaluate import Evaluation, evaluate, validation_rows
+from nanoegg_mlx.machine import machine
 from nanoegg_mlx.replay import params_at
 from nanoegg_mlx.train import Epoch, Trainer
 from nanoegg_mlx.votes import config_frame, size_before, start_votes, vote_frame
@@ -269,6 +270,7 @@ class _Run:
             "validation": figures.get("validation"),
             "validation_exact": figures.get("validation_exact"),
             "engine": self.trainer.engine.name,
+            "machine": machine(),
             "data": self.data,
         }
         checkpoint.save(self.folder, self.trainer, info)
