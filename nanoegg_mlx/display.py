@@ -6,6 +6,7 @@ validation; metrics.jsonl has them all.
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from collections.abc import Iterable
@@ -64,9 +65,13 @@ class Display:
             self.say(f"epoch {line['epoch']}: validation {validation:.4f} bits per byte (exact {exact:.4f})")
 
     def _draw(self, line: Record) -> None:
-        valid = "" if self.validation is None else f"valid {self.validation:.3f}  "
-        self.bar.set_postfix_str(f"loss {line['loss_mean']:.3f}  {valid}{_rate(line)}", refresh=False)
-        self.details.set_description_str(fitting(_details(line), self.details.ncols or 80), refresh=False)
+        columns = shutil.get_terminal_size().columns
+        figures = [f"loss {line['loss_mean']:.3f}", _rate(line)]
+        if self.validation is not None:
+            figures.insert(1, f"valid {self.validation:.3f}")
+        # Before the figures stand the percentage, the count and the times, and some of the bar.
+        self.bar.set_postfix_str(fitting(figures, columns - 38), refresh=False)
+        self.details.set_description_str("     " + fitting(_details(line), columns - 5), refresh=False)
         if self.bar.update():
             self.details.refresh()
 
@@ -80,7 +85,7 @@ def fitting(parts: Iterable[str], columns: int) -> str:
     """As many of the parts as there is room for in a line of a terminal, from the first on."""
     text = ""
     for part in parts:
-        longer = f"{text}, {part}" if text else f"     {part}"
+        longer = f"{text}, {part}" if text else part
         if len(longer) >= columns:
             break
         text = longer

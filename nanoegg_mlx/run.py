@@ -31,14 +31,19 @@ from nanoegg_mlx.errors import InputError
 from nanoegg_mlx.evaluate import Evaluation, evaluate, validation_rows
 from nanoegg_mlx.machine import machine
 from nanoegg_mlx.replay import params_at
+from nanoegg_mlx.tracking import Tracking
 from nanoegg_mlx.train import Epoch, Trainer
 from nanoegg_mlx.votes import config_frame, size_before, start_votes, vote_frame
 
 T = TypeVar("T")
 
 
-def train(config: Config) -> int:
+def train(config: Config, track: Sequence[str] = ()) -> int:
     """Trains a new run for `config.num_epochs` epochs into a new folder under `config.checkpoints`.
+
+    Args:
+        config: the run's.
+        track: names of tracking.TRACKERS.
 
     Returns:
         The command's exit code: 0 also after SIGTERM, 130 after Ctrl-C; the last whole epoch is in a checkpoint.
@@ -54,15 +59,16 @@ def train(config: Config) -> int:
         stack.callback(Lock(folder).release)
         write_file(folder / "config.toml", config.to_toml().encode())
         votes = start_votes(folder / "votes.bin", config)
-        return _Run(folder, trainer, corpus, votes, {}).go()
+        return _Run(folder, trainer, corpus, votes, {}, track).go()
 
 
-def resume(folder: Path, changes: Mapping[str, Any]) -> int:
+def resume(folder: Path, changes: Mapping[str, Any], track: Sequence[str] = ()) -> int:
     """Continues a run bit for bit from its newest whole checkpoint.
 
     Args:
         folder: the run's.
         changes: config fields with their new values; those that decide the result have to be what they were.
+        track: names of tracking.TRACKERS.
 
     Returns, raises:
         As `train`; also InputError where the run is in use, has nothing to resume, would change, or where the
@@ -84,10 +90,10 @@ def resume(folder: Path, changes: Mapping[str, Any]) -> int:
         checkpoint.remove_leftovers(folder)
         _set_aside(folder, trainer.epoch)
         write_file(folder / "config.toml", config.to_toml().encode())
-        return _Run(folder, trainer, corpus, votes, opened.info if opened else {}).go()
+        return _Run(folder, trainer, corpus, votes, opened.info if opened else {}, track).go()
 
 
-def branch(source: Path, epochs: int, changes: Mapping[str, Any]) -> int:
+def branch(source: Path, epochs: int, changes: Mapping[str, Any], track: Sequence[str] = ()) -> int:
     """Begins a new run with the parameters that another one had after `epochs` epochs.
 
     They come from the source's checkpoint of that epoch, and the members' states with them; where there is none, from
@@ -97,6 +103,7 @@ def branch(source: Path, epochs: int, changes: Mapping[str, Any]) -> int:
         source: the other run's folder.
         epochs: epochs done, at least 1.
         changes: config fields with their new values; n_layer, n_embd and vocab_size have to be what they were.
+        track: names of tracking.TRACKERS.
 
     Returns, raises:
         As `train`; also InputError where the source has no such epoch or another model.
@@ -132,7 +139,7 @@ def branch(source: Path, epochs: int, changes: Mapping[str, Any]) -> int:
                 if line["epoch"] <= epochs:
                     lines.append(metrics.encode(line))
         lines.close()
-        run = _Run(folder, trainer, corpus, votes, info)
+        run = _Run(folder, trainer, corpus, votes, info, track)
         run.save()
         # Only now: what has a config.toml can be resumed, and this run could not begin again from its seed.
         write_file(folder / "config.toml", config.to_toml().encode())
@@ -181,7 +188,13 @@ class _Run:
     """A run between two epochs: the trainer, and the files that it writes."""
 
     def __init__(
-        self, folder: Path, trainer: Trainer, corpus: Corpus, votes: AppendOnly, info: Mapping[str, Any]
+        self,
+        folder: Path,
+        trainer: Trainer,
+        corpus: Corpus,
+        votes: AppendOnly,
+        info: Mapping[str, Any],
+        track: Sequence[str],
     ) -> None:
         self.folder, self.trainer, self.corpus, self.votes = folder, trainer, corpus, votes
         self.config = trainer.config
@@ -191,6 +204,7 @@ class _Run:
         self.seconds = float(info.get("seconds", last.get("seconds", 0.0)))
         self.data = corpus.identity()
         self.display = display.Display(self.config, trainer.epoch)
+        self.tracking = Tracking(track, folder, self.config, trainer.epoch, self.display.say)
         self.started = time.perf_counter()
 
     def go(self) -> int:
@@ -210,6 +224,7 @@ class _Run:
                 self.save()
         finally:
             self.display.close()
+            self.tracking.close()
             self.votes.close()
             self.metrics.close()
         epochs = trainer.epoch - begun
@@ -257,6 +272,7 @@ class _Run:
             line["weights"] = metrics.weight_histogram(self.config, self.trainer.params)
         self.metrics.append(line)
         self.display.epoch(line)
+        self.tracking.log(line)
 
     def save(self) -> None:
         """Puts a checkpoint of the present state in place, after all that it stands on is on the disk."""
