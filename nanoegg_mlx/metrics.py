@@ -117,7 +117,9 @@ class MetricsFile:
     def validations(self) -> list[Record]:
         """The first and the last line with a validation; none, one or two lines."""
         first, last = self.first_validation, self.last_validation
-        return [line for line in (first, last if last is not first else None) if line]
+        if not (first and last):
+            return []
+        return [first] if first["epoch"] == last["epoch"] else [first, last]
 
     def append(self, line: Record) -> None:
         """Adds a line. Raises OSError where it cannot be written."""
