@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nanoegg_mlx import baselines, checkpoint
-from nanoegg_mlx.curves import RunCurves, open_run
+from nanoegg_mlx.curves import POINTS, RunCurves, open_run
 from nanoegg_mlx.data import fingerprint, load_tokens
 from nanoegg_mlx.durable import write_file
 from nanoegg_mlx.errors import InputError
@@ -104,9 +104,9 @@ class Panel:
     wide: bool = False
 
 
-def compose(folders: Sequence[str | Path]) -> Scene:
-    """Reads the runs and their yardsticks. Raises InputError as `open_run` does."""
-    runs = [open_run(folder) for folder in folders]
+def compose(folders: Sequence[str | Path], points: int = POINTS) -> Scene:
+    """Reads the runs, as curves of fewer than 2 `points`, and their yardsticks; raises InputError like `open_run`."""
+    runs = [open_run(folder, points) for folder in folders]
     names = [run.name for run in runs]
     labels = [run.name if names.count(run.name) == 1 else str(run.folder) for run in runs]
     figures, notes = yardsticks(runs)

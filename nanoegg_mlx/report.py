@@ -24,6 +24,8 @@ from nanoegg_mlx.durable import write_file
 from nanoegg_mlx.plot import Panel, Scene
 
 _FIELDS = {field.name: field for field in dataclasses.fields(Config)}
+_POINTS = 400
+"""Of a curve, or twice as many: the page of a long run stays small."""
 _LIGHT = {"ink": plot.INK, "muted": plot.MUTED, "grid": plot.GRID, "run": plot.COLOURS[0]}
 """The colours of a drawing of one run, by the names that they get in the style sheet."""
 
@@ -44,7 +46,8 @@ p { margin: .3rem 0; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(11rem, 1fr)); gap: .8rem; margin-top: 1.4rem; }
 .tile, figure, .card { background: var(--card); border: 1px solid var(--grid); border-radius: 10px; }
 .tile { padding: .8rem 1rem; }
-.tile b { display: block; font-size: 1.5rem; font-weight: 650; font-variant-numeric: tabular-nums; }
+.tile b { display: block; font-size: 1.35rem; font-weight: 650; font-variant-numeric: tabular-nums; white-space: nowrap;
+}
 .tile span { color: var(--muted); font-size: .85rem; }
 .figures { display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); gap: .9rem; }
 figure { margin: 0; padding: .7rem .8rem .4rem; overflow-x: auto; }
@@ -69,7 +72,7 @@ code { font: .87em ui-monospace, "SF Mono", Menlo, "DejaVu Sans Mono", monospace
 
 def page(folder: Path) -> str:
     """The report of a run as an HTML document. Raises InputError as `open_run` does."""
-    scene = plot.compose([folder])
+    scene = plot.compose([folder], _POINTS)
     run = scene.runs[0]
     stored = checkpoint.describe(folder)
     whole = [about for _, about in stored if about]

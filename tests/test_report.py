@@ -194,5 +194,5 @@ def test_a_long_run_makes_a_small_page(tmp_path: Path) -> None:
             line = {"epoch": e, "tokens": e, "seconds": e / 10, **losses, "tokens_per_second": 1e6 + generator.normal()}
             file.write(json.dumps(line) + "\n")
     page = report.page(tmp_path)
-    assert "A point stands for up to 16 epochs" in page and len(page) < 1_500_000
+    assert "A point stands for up to 32 epochs" in page and len(page) < 600_000
     assert curves.open_run(tmp_path).curves.lines == 20_000
