@@ -253,7 +253,7 @@ def _checkpoints(folder: Path, stored: Sequence[tuple[Path, dict[str, Any] | Non
         size = sum(file.stat().st_size for file in path.iterdir())
         rows.append(
             f'<tr><td><code>{path.name}</code></td><td class="muted">{names}</td>{cells}'
-            f'<td class="number">{plot.quantity(size)}B</td></tr>'
+            f'<td class="number">{size / 1e6:,.1f} MB</td></tr>'
         )
     return f'<div class="card"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
 
