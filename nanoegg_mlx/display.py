@@ -6,7 +6,7 @@ validation; metrics.jsonl has them all.
 
 from __future__ import annotations
 
-import shutil
+import os
 import sys
 import time
 from collections.abc import Iterable
@@ -27,7 +27,8 @@ class Display:
     def __init__(self, config: Config, epochs: int) -> None:
         """Begins at `epochs` done of `config.num_epochs`."""
         self.terminal = sys.stderr.isatty()
-        self.last_epoch = config.num_epochs
+        self.begun, self.last_epoch = epochs, config.num_epochs
+        self.started = time.monotonic()
         bar = partial(tqdm, disable=not self.terminal, dynamic_ncols=True, leave=False)
         self.bar = bar(
             total=config.num_epochs,
@@ -56,16 +57,13 @@ class Display:
                 or line["epoch"] == self.last_epoch
                 or time.monotonic() - self.printed >= PLAIN_SECONDS
             ):
-                self.printed = time.monotonic()
-                self.say(
-                    f"epoch {line['epoch']}: loss {line['loss_mean']:.3f}, {_rate(line)}, {', '.join(_details(line))}"
-                )
+                self._print(line)
         if validation is not None:
             exact = line["validation_exact"]
             self.say(f"epoch {line['epoch']}: validation {validation:.4f} bits per byte (exact {exact:.4f})")
 
     def _draw(self, line: Record) -> None:
-        columns = shutil.get_terminal_size().columns
+        columns = _columns()
         figures = [f"loss {line['loss_mean']:.3f}", _rate(line)]
         if self.validation is not None:
             figures.insert(1, f"valid {self.validation:.3f}")
@@ -74,6 +72,12 @@ class Display:
         self.details.set_description_str("     " + fitting(_details(line), columns - 5), refresh=False)
         if self.bar.update():
             self.details.refresh()
+
+    def _print(self, line: Record) -> None:
+        self.printed = time.monotonic()
+        left = (self.printed - self.started) / max(line["epoch"] - self.begun, 1) * (self.last_epoch - line["epoch"])
+        figures = [f"loss {line['loss_mean']:.3f}", _rate(line), f"{tqdm.format_interval(left)} left", *_details(line)]
+        self.say(f"epoch {line['epoch']}: {', '.join(figures)}")
 
     def close(self) -> None:
         """Removes the bar."""
@@ -90,6 +94,14 @@ def fitting(parts: Iterable[str], columns: int) -> str:
             break
         text = longer
     return text
+
+
+def _columns() -> int:
+    """The width of the terminal, or 80 where it does not tell."""
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns or 80
+    except (OSError, ValueError):
+        return 80
 
 
 def _rate(line: Record) -> str:

@@ -172,6 +172,7 @@ def test_plain_lines_are_few(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     validations = [text for text in printed if "validation 4.2500 bits per byte (exact 0.5000)" in text]
     assert [text.split(":")[0] for text in validations] == ["epoch 1500", "epoch 3000"]
     assert len(printed) == len(losses) + 2
+    assert "00:34 left" in printed[1] and "00:00 left" in printed[-1]
     assert "moved 50.0% of matrices, 50.0% of vectors, threshold 0.03 sd" in printed[0]
 
 
@@ -188,7 +189,7 @@ def test_a_terminal_shows_whole_lines(tmp_path: Path, columns: int) -> None:
     (tmp_path / "c.toml").write_text(config.to_toml())
     master, slave = os.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-    environment = {**os.environ, "COLUMNS": str(columns), "LINES": "24"}
+    environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
     command = [sys.executable, "-m", "nanoegg_mlx.cli", "train", f"--config={tmp_path}/c.toml"]
     with subprocess.Popen(command, stderr=slave, stdout=subprocess.DEVNULL, env=environment) as process:
         os.close(slave)
