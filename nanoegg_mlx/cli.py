@@ -1,4 +1,5 @@
-"""The command line: `nanoegg prepare | train | eval | bench | info`. Thin: every command is a call of the Python API.
+"""The command line: `nanoegg prepare | train | eval | replay | plot | report | bench | info`. Thin: every command is a
+call of the Python API.
 
 Exit codes: 0 done, 2 bad input (one sentence after `error: `), 130 interrupted.
 """
@@ -21,7 +22,7 @@ import numpy as np
 from tqdm import tqdm
 
 import data_prep.__main__ as prepare
-from nanoegg_mlx import baselines, bench, checkpoint, durable, replay, run
+from nanoegg_mlx import baselines, bench, checkpoint, durable, plot, replay, report, run, tracking
 from nanoegg_mlx.config import TABLES, Config, describe_range
 from nanoegg_mlx.data import load_tokens
 from nanoegg_mlx.engines import make_engine, native_problem
@@ -71,6 +72,13 @@ def _parser() -> Parser:
     start = command.add_mutually_exclusive_group()
     start.add_argument("--resume", metavar="RUN", help="continue the run in this folder, bit for bit")
     start.add_argument("--branch", metavar="RUN@E", help="begin a new run with what RUN had learnt after E epochs")
+    command.add_argument(
+        "--track",
+        action="append",
+        default=[],
+        choices=sorted(tracking.TRACKERS),
+        help="follow the run there as well; may be given twice, and again with --resume",
+    )
     _add_config_options(command)
     command.set_defaults(command=_train)
 
@@ -103,6 +111,12 @@ def _parser() -> Parser:
     command.add_argument("--engine", choices=("auto", "mlx", "cpu"), default="auto", help="(default: auto)")
     command.add_argument("--threads", type=int, default=0, metavar="N", help="of the CPU engine (0: all usable cores)")
     command.set_defaults(command=_replay)
+
+    command = commands.add_parser("plot", help="runs drawn on one page, as PNG or SVG")
+    plot.add_arguments(command)
+
+    command = commands.add_parser("report", help="one run as a self-contained HTML page")
+    report.add_arguments(command)
 
     command = commands.add_parser("bench", help="tokens per second, beside the machine's int8 peak")
     bench.add_arguments(command)
@@ -150,18 +164,21 @@ def _number(kind: type) -> Any:
 
 
 def _train(options: argparse.Namespace) -> int:
+    tracking.need(options.track)
     fields = [field.name for field in dataclasses.fields(Config)]
     given = {name: getattr(options, name) for name in fields if getattr(options, name) is not None}
     if not (options.resume or options.branch):
-        return run.train(Config.from_toml(options.config, **given) if options.config else Config(**given))
+        return run.train(
+            Config.from_toml(options.config, **given) if options.config else Config(**given), options.track
+        )
     if options.config:
         given = dataclasses.asdict(Config.from_toml(options.config, **given))
     if options.resume:
-        return run.resume(Path(options.resume), given)
+        return run.resume(Path(options.resume), given, options.track)
     source, _, epochs = options.branch.rpartition("@")
     if not source or not epochs.isdecimal() or int(epochs) < 1:
         raise InputError(f"--branch {options.branch} is not allowed; it has to be a run's folder, '@' and an epoch.")
-    return run.branch(Path(source), int(epochs), given)
+    return run.branch(Path(source), int(epochs), given, options.track)
 
 
 def _replay(options: argparse.Namespace) -> int:
