@@ -6,6 +6,7 @@ is log2(sum 2^(l/16)) - l[target]/16 in float64 on the same logits (spec section
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -91,19 +92,21 @@ def evaluate(
     B, m = rows.shape
     engine = make_engine(config)
     states = np.zeros((B, config.n_layer, config.n_embd), np.int8)
-    score, code_length = 0, 0.0
+    score, code_lengths = 0, np.zeros(B)
     for first in range(0, m - 1, _WINDOW):
         window = rows[:, first : first + _WINDOW + 1]
         scored = engine.score(params, range(B), None, window[:, :-1], window[:, 1:], states, exact=True)
         assert scored.code_lengths is not None
         states = scored.states
         score += int(scored.scores.sum())
-        code_length += float(scored.code_lengths.sum())
+        # Each row in the order of its tokens, and rows by their exact sum: how rows are shared out cannot show.
+        for column in scored.code_lengths.T:
+            code_lengths += column
         progress(B * (window.shape[1] - 1))
     predicted = B * m - B
     return Evaluation(
         bits_per_byte=-score / (ONE * predicted),
-        exact_bits_per_byte=code_length / predicted,
+        exact_bits_per_byte=math.fsum(code_lengths) / predicted,
         tokens=predicted,
         rows=B,
         seconds=time.perf_counter() - started,

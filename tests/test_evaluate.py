@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from nanoegg_mlx import Config, InputError, baselines, evaluate, init_params, validate
+from nanoegg_mlx.engines import make_engine
 from nanoegg_mlx.evaluate import validation_rows
 from tests import oracle
 from tests.traces import ENGINES, pseudo_text
@@ -40,6 +41,38 @@ def test_both_figures(engine: str) -> None:
             exponents = np.asarray(logits, np.float64) / 16
             bits += math.log2(np.exp2(exponents).sum()) - exponents[target]
     assert evaluation.exact_bits_per_byte == pytest.approx(bits / 996, rel=1e-12)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_code_lengths_are_each_targets_own(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """(N, T), whatever the chunks and windows: the oracle's logits give every single one."""
+    monkeypatch.setattr("nanoegg_mlx.engines.mlx._WINDOW", 5)
+    config = CONFIG.replace(engine=engine, chunk=2)
+    params = init_params(config)
+    rows = TEXT[:96].reshape(4, 24)
+    states = np.zeros((4, 2, 20), np.int8)
+    scored = make_engine(config).score(params, range(4), None, rows[:, :-1], rows[:, 1:], states, exact=True)
+    assert scored.code_lengths is not None and scored.code_lengths.dtype == np.float64
+    weights = oracle.init_params(config)
+    expected = np.empty((4, 23))
+    for row, tokens in enumerate(rows):
+        state = np.zeros((2, 20), np.int64)
+        for t in range(23):
+            logits, state = oracle.forward(weights, None, config.shift, state, int(tokens[t]))
+            exponents = np.asarray(logits, np.float64) / 16
+            expected[row, t] = math.log2(math.fsum(np.exp2(exponents))) - exponents[tokens[t + 1]]
+    assert scored.code_lengths == pytest.approx(expected, abs=1e-12)
+    assert make_engine(config).score(params, range(4), None, rows[:, :-1], rows[:, 1:], states).code_lengths is None
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_exact_total_does_not_depend_on_how_rows_are_grouped(engine: str) -> None:
+    params = init_params(CONFIG)
+    figures = {
+        evaluate(params, TEXT, CONFIG.replace(engine=engine, chunk=chunk, threads=threads)).exact_bits_per_byte
+        for chunk, threads in [(0, 1), (2, 1), (2, 2), (6, 2)]
+    }
+    assert len(figures) == 1
 
 
 @pytest.mark.parametrize(("size", "rows"), [(5, 3), (1, 1), (0, 1)])

@@ -38,7 +38,7 @@ class Engine(Protocol):
                 row of text.
             inputs, targets: (len(members), T) uint8.
             states: (len(members), L, D) int8.
-            exact: whether to add up normalised code lengths too.
+            exact: whether each target's normalised code length is asked for too.
 
         Returns:
             Scores, new states and, with `exact`, code lengths; the arguments are left as they were.

@@ -49,7 +49,7 @@ class MLXEngine:
         weights = resident_weights(params)
         scores = np.zeros(len(members), np.int64)
         new_states = np.empty_like(states)
-        lengths = np.zeros(len(members)) if exact else None
+        lengths = np.empty(inputs.shape) if exact else None
         bases = None if epoch is None else leaf_bases(self.config, epoch)
         for part in spans(len(members), self.chunk):
             noise: Noise = {}
@@ -70,8 +70,8 @@ class MLXEngine:
                 mx.eval(score, state, logits if exact else [])
                 scores[part] += np.array(score)
                 if lengths is not None:
-                    for column, target in zip(logits, targets[part, window].T, strict=True):
-                        lengths[part] += code_lengths(np.array(column), target)
+                    for t, column in enumerate(logits, window.start):
+                        lengths[part, t] = code_lengths(np.array(column), targets[part, t])
             new_states[part] = np.array(state)
         return Scored(scores, new_states, lengths)
 
