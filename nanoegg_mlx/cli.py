@@ -21,7 +21,7 @@ import numpy as np
 from tqdm import tqdm
 
 import data_prep.__main__ as prepare
-from nanoegg_mlx import baselines, bench, checkpoint, durable, replay, run
+from nanoegg_mlx import baselines, bench, checkpoint, durable, replay, run, sample
 from nanoegg_mlx.config import TABLES, Config, describe_range
 from nanoegg_mlx.data import read_text
 from nanoegg_mlx.engines import make_engine, native_problem
@@ -98,6 +98,9 @@ def _parser() -> Parser:
     )
     command.add_argument("--json", action="store_true", help="print one JSON object")
     command.set_defaults(command=_evaluate)
+
+    command = commands.add_parser("sample", help="text from a checkpoint", formatter_class=_Help)
+    sample.add_arguments(command)
 
     command = commands.add_parser("replay", help="any epoch's parameters, from a run's votes alone")
     command.description = (

@@ -30,6 +30,7 @@ from nanoegg_mlx.durable import AppendOnly, Lock, sync_folder, write_file
 from nanoegg_mlx.errors import InputError
 from nanoegg_mlx.evaluate import Evaluation, evaluate, validation_rows
 from nanoegg_mlx.replay import params_at
+from nanoegg_mlx.sample import generate, text_of
 from nanoegg_mlx.train import Epoch, Trainer
 from nanoegg_mlx.votes import config_frame, size_before, start_votes, vote_frame
 
@@ -252,8 +253,15 @@ class _Run:
     def _log(self, line: metrics.Record) -> None:
         seconds = self.seconds + time.perf_counter() - self.started
         line |= {"seconds": seconds, "rss_mb": metrics.resident_mb()}
+        if line["validation"] is not None and self.config.sample_bytes:
+            line["sample"] = self._sample()
         self.metrics.append(line)
         self.display.epoch(line)
+
+    def _sample(self) -> str:
+        """What the model writes by itself at temperature 1: the same draws at every validation."""
+        config, engine = self.config, self.trainer.engine
+        return text_of(generate(self.trainer.params, config, tokens=config.sample_bytes, engine=engine))
 
     def save(self) -> None:
         """Puts a checkpoint of the present state in place, after all that it stands on is on the disk."""
