@@ -21,7 +21,7 @@ import numpy as np
 from tqdm import tqdm
 
 import data_prep.__main__ as prepare
-from nanoegg_mlx import baselines, bench, checkpoint, durable, replay, run, sample
+from nanoegg_mlx import baselines, bench, checkpoint, durable, inspection, replay, run, sample
 from nanoegg_mlx.config import TABLES, Config, describe_range
 from nanoegg_mlx.data import read_text
 from nanoegg_mlx.engines import make_engine, native_problem
@@ -101,6 +101,9 @@ def _parser() -> Parser:
 
     command = commands.add_parser("sample", help="text from a checkpoint", formatter_class=_Help)
     sample.add_arguments(command)
+
+    command = commands.add_parser("inspect", help="saturation of a checkpoint's weights and activations")
+    inspection.add_arguments(command)
 
     command = commands.add_parser("replay", help="any epoch's parameters, from a run's votes alone")
     command.description = (
