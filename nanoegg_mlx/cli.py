@@ -105,6 +105,11 @@ def _parser() -> Parser:
     command = commands.add_parser("inspect", help="saturation of a checkpoint's weights and activations")
     inspection.add_arguments(command)
 
+    command = commands.add_parser("baseline", help="what other models and compressors make of a text")
+    command.description = "Measures a text by other means than this project's model, in the same bits per byte."
+    kinds = command.add_subparsers(metavar="kind", required=True)
+    baselines.add_arguments(kinds)
+
     command = commands.add_parser("replay", help="any epoch's parameters, from a run's votes alone")
     command.description = (
         "Rebuilds the exact parameters of an epoch from votes.bin, without data and without a forward pass."
@@ -303,7 +308,9 @@ def _table(
             else:
                 name = f"{at.first:,}" if at.first == at.last else f"{at.first:,}-{at.last:,}"
             lines.append(f"  {name:<24} {at.bits_per_byte:8.4f} {at.bytes:>14,}")
-    lines += [f"  {name:<24} {value:8.4f}            of the same bytes" for name, value in figures.items()]
+    for name, value in figures.items():
+        how = "of the same bytes" + (", fitted to them (empirical entropy)" if name in baselines.ORDERS else "")
+        lines.append(f"  {name:<24} {value:8.4f}            {how}")
     return "\n".join(lines)
 
 

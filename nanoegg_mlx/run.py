@@ -326,7 +326,9 @@ def summary(lines: Sequence[metrics.Record], tokens: np.ndarray) -> str:
     """A table of the first and the last validation beside what the validation bytes' own statistics give."""
     validated = [line for line in lines if line["validation"] is not None]
     rows = [(f"after {line['epoch']} epochs", line["validation"]) for line in (validated[:1] + validated[-1:])]
-    rows += [(name, figure(tokens)) for name, figure in baselines.BASELINES.items() if name != "xz"]
+    rows += [
+        (name, figure(tokens)) for name, figure in baselines.BASELINES.items() if name in ("unigram", "bigram", "gzip")
+    ]
     return "\n".join(
         ["Bits per byte of the validation set:", *[f"  {name:<18} {value:7.4f}" for name, value in dict(rows).items()]]
     )
