@@ -61,6 +61,8 @@ class Display:
         if validation is not None:
             exact = line["validation_exact"]
             self.say(f"epoch {line['epoch']}: validation {validation:.4f} bits per byte (exact {exact:.4f})")
+        if "sample" in line:
+            self.say("\n".join(f"  | {text}" for text in line["sample"].split("\n")))
 
     def _draw(self, line: Record) -> None:
         columns = _columns()

@@ -16,6 +16,7 @@ and where there was a validation
 
     weights                                   53 counts of all matrix entries by value: -127 alone, -126 to -123, then
                                               49 bins five wide from -122 to 122, 123 to 126, and 127 alone
+    sample                                    what the model wrote by itself, where the config asks for that
 
 so that the spread of the weights, and what of them sits at the limits, can be drawn without any checkpoint.
 """

@@ -31,6 +31,7 @@ from nanoegg_mlx.errors import InputError
 from nanoegg_mlx.evaluate import Evaluation, evaluate, validation_rows
 from nanoegg_mlx.machine import machine
 from nanoegg_mlx.replay import params_at
+from nanoegg_mlx.sample import generate, text_of
 from nanoegg_mlx.tracking import Tracking
 from nanoegg_mlx.train import Epoch, Trainer
 from nanoegg_mlx.votes import config_frame, size_before, start_votes, vote_frame
@@ -270,9 +271,16 @@ class _Run:
         line |= {"seconds": seconds, "rss_mb": metrics.resident_mb()}
         if line["validation"] is not None:
             line["weights"] = metrics.weight_histogram(self.config, self.trainer.params)
+        if line["validation"] is not None and self.config.sample_bytes:
+            line["sample"] = self._sample()
         self.metrics.append(line)
         self.display.epoch(line)
         self.tracking.log(line)
+
+    def _sample(self) -> str:
+        """What the model writes by itself at temperature 1: the same draws at every validation."""
+        config, engine = self.config, self.trainer.engine
+        return text_of(generate(self.trainer.params, config, tokens=config.sample_bytes, engine=engine))
 
     def save(self) -> None:
         """Puts a checkpoint of the present state in place, after all that it stands on is on the disk."""
@@ -337,7 +345,7 @@ class _Abandoned(BaseException):
 def summary(validations: Sequence[metrics.Record], tokens: np.ndarray) -> str:
     """A table of some validations beside what the validation bytes' own statistics give."""
     rows = [(f"after {line['epoch']} epochs", line["validation"]) for line in validations]
-    rows += [(name, figure(tokens)) for name, figure in baselines.BASELINES.items() if name != "xz"]
+    rows += [(name, baselines.BASELINES[name](tokens)) for name in ("unigram", "bigram", "gzip")]
     return "\n".join(
         ["Bits per byte of the validation set:", *[f"  {name:<18} {value:7.4f}" for name, value in dict(rows).items()]]
     )

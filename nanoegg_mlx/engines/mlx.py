@@ -27,13 +27,14 @@ _CPU_PRODUCTS = 2 << 30
 
 
 class MLXEngine:
-    """`score` and `update` of `engines.Engine`, in MLX."""
+    """`score`, `logits` and `update` of `engines.Engine`, in MLX."""
 
     name = "mlx"
 
     def __init__(self, config: Config) -> None:
         self.config = config
         self.chunk = config.chunk + config.chunk % 2 or members_per_chunk(config)
+        self._kept: tuple[Params, Params] | None = None
         self._pair_noise = mx.compile(mx.vmap(partial(pair_noise, config), in_axes=(None, 0)))
 
     def score(
@@ -46,10 +47,10 @@ class MLXEngine:
         states: np.ndarray,
         exact: bool = False,
     ) -> Scored:
-        weights = resident_weights(params)
+        weights = self._resident(params)
         scores = np.zeros(len(members), np.int64)
         new_states = np.empty_like(states)
-        lengths = np.zeros(len(members)) if exact else None
+        lengths = np.empty(inputs.shape) if exact else None
         bases = None if epoch is None else leaf_bases(self.config, epoch)
         for part in spans(len(members), self.chunk):
             noise: Noise = {}
@@ -70,10 +71,27 @@ class MLXEngine:
                 mx.eval(score, state, logits if exact else [])
                 scores[part] += np.array(score)
                 if lengths is not None:
-                    for column, target in zip(logits, targets[part, window].T, strict=True):
-                        lengths[part] += code_lengths(np.array(column), target)
+                    for t, column in enumerate(logits, window.start):
+                        lengths[part, t] = code_lengths(np.array(column), targets[part, t])
             new_states[part] = np.array(state)
         return Scored(scores, new_states, lengths)
+
+    def logits(self, params: Params, inputs: np.ndarray, states: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        weights = self._resident(params)
+        N, T = inputs.shape
+        logits = np.empty((N, T, self.config.vocab_size), np.int8)
+        new_states = np.empty_like(states)
+        for part in spans(N, self.chunk):
+            state = mx.array(states[part])
+            for window in spans(T, self._window(len(state))):
+                read = mx.array(inputs[part, window])
+                # Any targets will do: only scores depend on them.
+                _, state, columns = score_tokens(weights, {}, self.config.shift, state, read, read)
+                mx.eval(state, columns)
+                for t, column in enumerate(columns, window.start):
+                    logits[part, t] = np.array(column)
+            new_states[part] = np.array(state)
+        return logits, new_states
 
     def update(self, params: Params, fitness: np.ndarray, epoch: int) -> Params:
         config = self.config
@@ -87,6 +105,12 @@ class MLXEngine:
         moved = {name: move(params[name], Z[name], bound, config.fast_fitness) for name in params}
         mx.eval(moved)
         return moved
+
+    def _resident(self, params: Params) -> Params:
+        """`resident_weights`, kept until others are asked for."""
+        if self._kept is None or self._kept[0] is not params:
+            self._kept = (params, resident_weights(params))
+        return self._kept[1]
 
     def _window(self, members: int) -> int:
         if mx.default_device() != mx.Device(mx.cpu):
