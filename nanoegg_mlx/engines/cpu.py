@@ -11,6 +11,7 @@ import numpy as np
 
 from nanoegg_mlx.config import Config
 from nanoegg_mlx.engines import _native
+from nanoegg_mlx.errors import InputError
 from nanoegg_mlx.evolve import vote_bound
 from nanoegg_mlx.noise import leaf_bases
 from nanoegg_mlx.params import Params, leaves
@@ -84,6 +85,17 @@ class CPUEngine:
                 ),
             )
         return self._noise[1]
+
+
+def instruction_sets() -> _native.Info:
+    """The instruction set in use (`isa`), those that would be `available`, fastest first, and `threads`.
+
+    Raises InputError if NANOEGG_ISA names none of them.
+    """
+    try:
+        return _native.info()
+    except ValueError as error:
+        raise InputError(f"The {error}.") from error
 
 
 def _as_numpy(params: Params) -> dict[str, np.ndarray]:
