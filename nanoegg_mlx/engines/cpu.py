@@ -26,7 +26,6 @@ class CPUEngine:
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        self._packed: tuple[Params, _native.Weights] | None = None
         self._noise: tuple[int, _native.Noise] | None = None
 
     def score(
@@ -40,7 +39,8 @@ class CPUEngine:
         exact: bool = False,
     ) -> Scored:
         scored = _native.score(
-            self._weights(params),
+            # Packed anew at every call: a millisecond for the default model, and what changed in place is never missed.
+            _native.Weights(_as_numpy(params)),
             np.ascontiguousarray(inputs),
             np.ascontiguousarray(targets),
             np.ascontiguousarray(states),
@@ -63,12 +63,6 @@ class CPUEngine:
             threads=self.config.threads,
         )
         return {name: mx.array(moved[name]) for name in params}
-
-    def _weights(self, params: Params) -> _native.Weights:
-        """The packed parameters, kept until others are asked for."""
-        if self._packed is None or self._packed[0] is not params:
-            self._packed = (params, _native.Weights(_as_numpy(params)))
-        return self._packed[1]
 
     def _epoch_noise(self, epoch: int) -> _native.Noise:
         if self._noise is None or self._noise[0] != epoch:
