@@ -1,5 +1,9 @@
 # make quickstart   a virtual environment, a corpus, and three minutes of training
 # make test         everything that has to hold: lint, types, tests
+# make sanitize     the native engine on its own, with the address and undefined-behaviour sanitizers: recorded traces
+#                   and kernels against their scalar twins, on every instruction set of this machine; half a minute
+# make test-arm     the same compiled for 64-bit Arm and run in an emulator, on processors with and without i8mm and
+#                   dotprod; a minute and a half. Debian's g++-aarch64-linux-gnu and qemu-user have what it needs
 #
 # MLX=cpu (the default off macOS), cuda12 or cuda13 chooses MLX's back end on Linux.
 PYTHON ?= python3
@@ -19,7 +23,15 @@ define install
 	@touch $@
 endef
 
-.PHONY: quickstart install test lint clean
+NATIVE := nanoegg_mlx/engines/native
+CHECK := tests/native/check.cpp $(filter-out %/binding.cpp,$(wildcard $(NATIVE)/*.cpp))
+CHECK_FLAGS := -std=c++17 -pthread -Wall -Wextra -I$(NATIVE)
+CASES := build/check/cases.bin
+ARM_CXX ?= aarch64-linux-gnu-g++
+ARM_RUN ?= qemu-aarch64
+
+.PHONY: quickstart install test lint sanitize test-arm clean
+.DELETE_ON_ERROR:
 
 quickstart: install
 	$(BIN)/nanoegg prepare --source python-stdlib
@@ -44,6 +56,26 @@ lint: $(VENV)/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+sanitize: build/check/sanitized $(CASES)
+	build/check/sanitized $(CASES)
+
+test-arm: build/check/arm $(CASES)
+	$(ARM_RUN) -cpu max build/check/arm $(CASES) i8mm,dotprod,neon,portable
+	$(ARM_RUN) -cpu cortex-a76 build/check/arm $(CASES) dotprod,neon,portable
+	$(ARM_RUN) -cpu cortex-a53 build/check/arm $(CASES) neon,portable
+
+build/check/sanitized: $(CHECK) $(wildcard $(NATIVE)/*.h)
+	@mkdir -p $(@D)
+	$(CXX) $(CHECK_FLAGS) -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all $(CHECK) -o $@
+
+build/check/arm: $(CHECK) $(wildcard $(NATIVE)/*.h)
+	@mkdir -p $(@D)
+	$(ARM_CXX) $(CHECK_FLAGS) -O3 -static $(CHECK) -o $@
+
+$(CASES): $(VENV)/installed-test $(wildcard nanoegg_mlx/*.py tests/*.py tests/native/*.py tests/golden/*)
+	@mkdir -p $(@D)
+	$(BIN)/python -m tests.native.write_cases $@
 
 clean:
 	rm -rf $(VENV) build *.egg-info

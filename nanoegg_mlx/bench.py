@@ -1,13 +1,16 @@
 """Throughput: whole epochs (noise, score, update) and validation, beside the machine's int8 peak of the same minutes.
 
 Every case runs in a process of its own, so that its resident memory is its own. The peak is a loop of int8 dot products
-in registers on all threads, measured right before and after the case's epochs. Medians of several epochs.
+in registers on all threads, measured before and after every epoch: an epoch's share is of the mean of its two
+neighbours, since the peak itself moves on a machine that others use too. Medians of several epochs. Another
+implementation can be timed beside each case by a command of the user's.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import resource
 import statistics
 import subprocess
@@ -15,13 +18,15 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from nanoegg_mlx.config import Config
-from nanoegg_mlx.engines import native_problem
+from nanoegg_mlx.engines import make_engine
+from nanoegg_mlx.errors import InputError
 from nanoegg_mlx.evaluate import validate
 from nanoegg_mlx.params import init_params
 from nanoegg_mlx.train import Trainer
@@ -39,6 +44,7 @@ class Case:
     validation: bool = False
 
 
+PLACEHOLDERS = ("n_layer", "n_embd", "population", "tokens")
 DEFAULT = (6, 256)
 SMALL = (1, 64)
 CASES = [
@@ -66,9 +72,9 @@ def measure(case: Case, repeats: int, engine: str, threads: int) -> dict[str, An
     """Runs a case in this process.
 
     Returns:
-        The case's fields, tokens_per_second, multiply_adds_per_second, milliseconds (of an epoch), update_share of
-        the epoch, and resident_mb (the process's largest). With the CPU engine also peak (int8 multiply-adds per
-        second) and peak_share.
+        The case's fields; engine; medians of tokens_per_second, multiply_adds_per_second, milliseconds (of an epoch)
+        and update_share (of the epoch); resident_mb (the process's largest). With the CPU engine also the medians of
+        peak (int8 multiply-adds per second) and peak_share, else None.
     """
     config = Config(
         n_layer=case.n_layer,
@@ -95,38 +101,74 @@ def measure(case: Case, repeats: int, engine: str, threads: int) -> dict[str, An
             result = trainer.step()
             return result.update_seconds / (result.generate_seconds + result.update_seconds)
 
+    chosen = make_engine(config).name
     epoch()
-    peaks = [_peak(engine, threads)]
+    peaks = [_peak(chosen, threads)]
     seconds, update_shares = [], []
     for _ in range(repeats):
         started = time.perf_counter()
         update_shares.append(epoch())
         seconds.append(time.perf_counter() - started)
-    peaks.append(_peak(engine, threads))
+        peaks.append(_peak(chosen, threads))
 
-    rate = case.population * case.tokens / statistics.median(seconds)
-    products = rate * multiply_adds(case.n_layer, case.n_embd)
-    peak = statistics.mean(peaks)
+    products = case.population * case.tokens * multiply_adds(case.n_layer, case.n_embd)
+    shares = [
+        2 * products / of_epoch / (before + after)
+        for of_epoch, (before, after) in zip(seconds, pairwise(peaks), strict=True)
+        if before
+    ]
     return {
         **asdict(case),
-        "tokens_per_second": rate,
-        "multiply_adds_per_second": products,
+        "engine": chosen,
+        "tokens_per_second": case.population * case.tokens / statistics.median(seconds),
+        "multiply_adds_per_second": products / statistics.median(seconds),
         "milliseconds": 1e3 * statistics.median(seconds),
         "update_share": statistics.median(update_shares),
         "resident_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         / (1 << (20 if sys.platform == "darwin" else 10)),
-        "peak": peak or None,
-        "peak_share": products / peak if peak else None,
+        "peak": statistics.median(peaks) or None,
+        "peak_share": statistics.median(shares) if shares else None,
     }
 
 
 def _peak(engine: str, threads: int) -> float:
     """Int8 multiply-adds per second of dot products in registers; 0 where the CPU engine is not in use."""
-    if engine == "mlx" or native_problem():
+    if engine != "cpu":
         return 0.0
     from nanoegg_mlx.engines import _native
 
-    return _native.peak(threads, 0.4)
+    return _native.peak(threads, 0.2)
+
+
+def reference_rate(command: str, case: Case) -> float:
+    """Tokens per second of another implementation on a case: what a shell command says in its last line.
+
+    Args:
+        command: shell text; {n_layer}, {n_embd}, {population} and {tokens} in it become the case's numbers. Its last
+            line of output has to be a JSON object with a positive number `tokens_per_second`.
+
+    Raises:
+        InputError: the command fails or ends with another line.
+    """
+    for name in PLACEHOLDERS:
+        command = command.replace(f"{{{name}}}", str(getattr(case, name)))
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, errors="replace")
+    if done.returncode:
+        lines = done.stderr.strip().splitlines()
+        said = f": {lines[-1]}" if lines else ", without a word on stderr"
+        raise InputError(f"The reference command {command!r} ended with exit code {done.returncode}{said}")
+    lines = done.stdout.strip().splitlines()
+    try:
+        rate = json.loads(lines[-1])["tokens_per_second"] if lines else None
+    except (ValueError, TypeError, KeyError):
+        rate = None
+    if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate < math.inf:
+        last = f"it is {lines[-1]!r}" if lines else "it printed nothing"
+        raise InputError(
+            f"The last line of the reference command {command!r} has to be a JSON object with a positive number "
+            f"tokens_per_second; {last}."
+        )
+    return float(rate)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -138,6 +180,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--repeats", type=int, default=5, metavar="N", help="epochs a case, medians count (default: 5)")
     parser.add_argument("--engine", choices=("auto", "mlx", "cpu"), default="auto", help="(default: auto)")
     parser.add_argument("--threads", type=int, default=0, metavar="N", help="of the CPU engine (0: all usable cores)")
+    parser.add_argument(
+        "--reference-command",
+        metavar="COMMAND",
+        help="shell command that times another implementation, such as the published reference, on every training "
+        "case; {n_layer}, {n_embd}, {population} and {tokens} in it become the case's numbers, and its last line of "
+        "output has to be a JSON object with tokens_per_second",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there too")
     parser.add_argument("--case", metavar="JSON", help=argparse.SUPPRESS)
     parser.set_defaults(command=run)
@@ -149,14 +198,28 @@ def run(options: argparse.Namespace) -> int:
         figures = measure(Case(**json.loads(options.case)), options.repeats, options.engine, options.threads)
         print(json.dumps(figures))
         return 0
+    if options.repeats < 1:
+        raise InputError(f"--repeats {options.repeats} is not allowed; it has to be at least 1.")
+    if options.json and not options.json.parent.is_dir():
+        raise InputError(f"--json {options.json} cannot be written: there is no folder {options.json.parent}.")
     rows = []
     print(HEADER, flush=True)
     for case in SCALING if options.scaling else CASES:
+        reference = None
+        if options.reference_command and not case.validation:
+            reference = reference_rate(options.reference_command, case)
         command = [sys.executable, "-m", "nanoegg_mlx.bench", "--case", json.dumps(asdict(case))]
         command += ["--repeats", str(options.repeats), "--engine", options.engine, "--threads", str(options.threads)]
-        row = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        measured = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+        if measured.returncode:  # it has said why
+            return measured.returncode
+        row = json.loads(measured.stdout)
         rows.append(row)
         print(line(row), flush=True)
+        if reference:
+            row["reference_tokens_per_second"] = reference
+            row["times_reference"] = row["tokens_per_second"] / reference
+            print(reference_line(row), flush=True)
     if options.json:
         options.json.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
     return 0
@@ -179,7 +242,24 @@ def line(row: dict[str, Any]) -> str:
     )
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(prog="python -m nanoegg_mlx.bench")
+def reference_line(row: dict[str, Any]) -> str:
+    """The reference command's row of the table, below that of its case."""
+    return (
+        f"{'  reference command':<32}{row['n_layer']:>7}{row['n_embd']:>6}{row['population']:>8}{row['tokens']:>7}"
+        f"{row['reference_tokens_per_second']:>12,.0f}   the case above is {row['times_reference']:,.1f} times as fast"
+    )
+
+
+def main(prog: str) -> int:
+    """The bench as a program of its own; returns the exit code."""
+    parser = argparse.ArgumentParser(prog=prog)
     add_arguments(parser)
-    sys.exit(run(parser.parse_args()))
+    try:
+        return run(parser.parse_args())
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main("python -m nanoegg_mlx.bench"))

@@ -288,11 +288,11 @@ def info() -> dict[str, Any]:
     about: dict[str, Any] = {"engine": make_engine(Config()).name}
     problem = native_problem()
     if problem is None:
-        from nanoegg_mlx.engines import _native
+        from nanoegg_mlx.engines.cpu import instruction_sets
 
-        native = _native.info()
+        native = instruction_sets()
         about["instruction set"] = native["isa"]
-        about["also available"] = ", ".join(native["available"][1:]) or "none"
+        about["also available"] = ", ".join(name for name in native["available"] if name != native["isa"]) or "none"
         about["threads"] = native["threads"]
     else:
         about["CPU engine"] = f"not there: {problem}"

@@ -76,6 +76,7 @@ class Config:
         0,
         "members that have noise of their own; the others repeat it (0: all)",
         low=0,
+        high=2**30,
         even=True,
     )
     noise_reuse: int = _field("evolution", 1, "epochs that share one draw of the noise (0: all of them)", low=0)
@@ -112,7 +113,7 @@ class Config:
     keep: int = _field("run", 3, "newest checkpoints that are kept, beside the best on validation", low=1)
     engine: str = _field("run", "auto", "which code scores and updates", choices=("auto", "mlx", "cpu"))
     threads: int = _field("run", 0, "threads of the CPU engine (0: all usable cores)", low=0, high=4096)
-    chunk: int = _field("run", 0, "members scored at a time, which bounds memory (0: chosen)", low=0)
+    chunk: int = _field("run", 0, "members scored at a time, which bounds memory (0: chosen)", low=0, high=2**30)
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):

@@ -27,6 +27,7 @@ from nanoegg_mlx import baselines, checkpoint, display, metrics
 from nanoegg_mlx.config import HARMLESS, Config
 from nanoegg_mlx.data import check_vocabulary, fingerprint, load_tokens
 from nanoegg_mlx.durable import AppendOnly, Lock, sync_folder, write_file
+from nanoegg_mlx.engines import missed_speed
 from nanoegg_mlx.errors import InputError
 from nanoegg_mlx.evaluate import Evaluation, evaluate, validation_rows
 from nanoegg_mlx.machine import machine
@@ -217,6 +218,8 @@ class _Run:
             f"population {config.population}, epochs {begun} to {config.num_epochs} of "
             f"{config.population * config.tokens_per_update:,} tokens, engine {trainer.engine.name}"
         )
+        if note := missed_speed(config):
+            self.display.say(note)
         try:
             with Stop() as stop:
                 self._first(stop)

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import platform
 import signal
 import subprocess
 import sys
 import time
+from importlib import metadata
 from pathlib import Path
 
+import mlx.core as mx
 import numpy as np
 import pytest
 
-from nanoegg_mlx import baselines, checkpoint, validate
+from nanoegg_mlx import Config, baselines, checkpoint, validate
 from nanoegg_mlx.cli import main
 from nanoegg_mlx.data import load_tokens
+from nanoegg_mlx.engines import make_engine, native_problem
 from tests.traces import pseudo_text
 
 MODEL = ["--n-layer=1", "--n-embd=8", "--population=16", "--tokens-per-update=10", "--validation-batch-size=8"]
@@ -167,9 +171,22 @@ def test_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
 def test_info(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["info", "--json"]) == 0
     about = json.loads(capsys.readouterr().out)
-    assert about["engine"] in ("cpu", "mlx") and "MLX device" in about and "numpy" in about
+    assert about["engine"] == make_engine(Config()).name and about["MLX device"] == str(mx.default_device())
+    for package in ("mlx", "numpy", "pyarrow", "datasets"):
+        assert about[package] == metadata.version(package)
+    assert about["python"] == platform.python_version()
+    if native_problem() is None:
+        from nanoegg_mlx.engines.cpu import instruction_sets
+
+        native = instruction_sets()
+        others = about["also available"].split(", ")
+        assert about["instruction set"] == native["isa"] and about["threads"] == native["threads"] >= 1
+        assert {native["isa"], *others} - {"none"} == set(native["available"]) and native["isa"] not in others
+    else:
+        assert about["CPU engine"] == f"not there: {native_problem()}"
     assert main(["info"]) == 0
-    assert f"engine             {about['engine']}" in capsys.readouterr().out
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [f"{name:<18} {value}" for name, value in about.items()]
 
 
 def test_ctrl_c_leaves_a_checkpoint(tmp_path: Path, caches: list[str]) -> None:

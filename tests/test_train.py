@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mlx.core as mx
 import numpy as np
 import pytest
 
@@ -89,6 +90,24 @@ def test_an_interrupted_epoch_never_happened(monkeypatch: pytest.MonkeyPatch) ->
     whole.step()
     assert np.array_equal(trainer.step().scores, whole.step().scores)
     assert same(trainer.params, whole.params)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_engines_see_what_was_changed_in_place(engine: str) -> None:
+    """A leaf replaced in the trainer's dict, or written into, counts from the next epoch on."""
+    trainer = Trainer(SMALL.replace(engine=engine), TEXT)
+    trainer.step()
+    before = dict(trainer.params)
+    for change in ("replaced", "written into"):
+        if change == "replaced":
+            trainer.params["head"] = trainer.params["emb"]
+        else:
+            trainer.params["emb"] = mx.array(trainer.params["emb"])
+            trainer.propose()
+            trainer.params["emb"][97:123] = mx.array(5, dtype=mx.int8)
+        changed = Trainer(trainer.config, TEXT, params=dict(trainer.params), states=trainer.states, epoch=1)
+        assert not same(trainer.params, before)
+        assert np.array_equal(trainer.propose().result.scores, changed.propose().result.scores), change
 
 
 @pytest.mark.parametrize("engine", ENGINES)

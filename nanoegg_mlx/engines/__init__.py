@@ -67,31 +67,43 @@ def make_engine(config: Config) -> Engine:
     """The engine that `config.engine` names; `auto` is the CPU engine where MLX's default device is the CPU.
 
     Raises:
-        InputError: the CPU engine is asked for, but its extension was not built or has no kernels for NANOEGG_ISA.
+        InputError: the CPU engine is asked for, but its extension was not built; or the environment variable
+            NANOEGG_ISA names an instruction set that it does not have here.
     """
     name = config.engine
     if name == "auto":
-        name = "cpu" if native_problem() is None and mx.default_device() == mx.Device(mx.cpu) else "mlx"
+        name = "cpu" if native_problem() is None and _cpu_is_default() else "mlx"
     if name == "mlx":
         return MLXEngine(config)
     if problem := native_problem():
         raise InputError(f"engine = 'cpu' is not to be had: {problem}")
-    from nanoegg_mlx.engines.cpu import CPUEngine
+    from nanoegg_mlx.engines.cpu import CPUEngine, instruction_sets
 
+    instruction_sets()
     return CPUEngine(config)
 
 
 def native_problem() -> str | None:
     """Why the CPU engine cannot be used and how to get it, in one sentence; None where it can."""
     try:
-        from nanoegg_mlx.engines import _native
-    except ImportError:
+        import nanoegg_mlx.engines._native  # noqa: F401
+    except ModuleNotFoundError:
         return "its extension was not built; install a C++17 compiler (g++ or clang++) and install nanoegg-mlx again."
-    try:
-        _native.info()
-    except ValueError as error:
-        return f"{error}."
+    except ImportError as error:
+        return f"its extension cannot be loaded ({error}); install nanoegg-mlx again."
     return None
 
 
-__all__ = ["Engine", "MLXEngine", "make_engine", "native_problem"]
+def missed_speed(config: Config) -> str | None:
+    """One sentence for a run that `auto` left to MLX's CPU back end only because the CPU engine is not there."""
+    problem = native_problem()
+    if config.engine != "auto" or problem is None or not _cpu_is_default():
+        return None
+    return f"The CPU engine would be tens of times faster here, but {problem}"
+
+
+def _cpu_is_default() -> bool:
+    return mx.default_device() == mx.Device(mx.cpu)
+
+
+__all__ = ["Engine", "MLXEngine", "make_engine", "missed_speed", "native_problem"]

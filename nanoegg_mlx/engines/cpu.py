@@ -11,6 +11,7 @@ import numpy as np
 
 from nanoegg_mlx.config import Config
 from nanoegg_mlx.engines import _native
+from nanoegg_mlx.errors import InputError
 from nanoegg_mlx.evolve import vote_bound
 from nanoegg_mlx.noise import leaf_bases
 from nanoegg_mlx.params import Params, leaves
@@ -25,7 +26,6 @@ class CPUEngine:
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        self._packed: tuple[Params, _native.Weights] | None = None
         self._noise: tuple[int, _native.Noise] | None = None
 
     def score(
@@ -39,7 +39,8 @@ class CPUEngine:
         exact: bool = False,
     ) -> Scored:
         scored = _native.score(
-            self._weights(params),
+            # Packed anew at every call: a millisecond for the default model, and what changed in place is never missed.
+            _native.Weights(_as_numpy(params)),
             np.ascontiguousarray(inputs),
             np.ascontiguousarray(targets),
             np.ascontiguousarray(states),
@@ -71,12 +72,6 @@ class CPUEngine:
         )
         return {name: mx.array(moved[name]) for name in params}
 
-    def _weights(self, params: Params) -> _native.Weights:
-        """The packed parameters, kept until others are asked for."""
-        if self._packed is None or self._packed[0] is not params:
-            self._packed = (params, _native.Weights(_as_numpy(params)))
-        return self._packed[1]
-
     def _epoch_noise(self, epoch: int) -> _native.Noise:
         if self._noise is None or self._noise[0] != epoch:
             config = self.config
@@ -92,6 +87,17 @@ class CPUEngine:
                 ),
             )
         return self._noise[1]
+
+
+def instruction_sets() -> _native.Info:
+    """The instruction set in use (`isa`), those that would be `available`, fastest first, and `threads`.
+
+    Raises InputError if NANOEGG_ISA names none of them.
+    """
+    try:
+        return _native.info()
+    except ValueError as error:
+        raise InputError(f"The {error}.") from error
 
 
 def _as_numpy(params: Params) -> dict[str, np.ndarray]:

@@ -2,12 +2,15 @@
 //
 // Notable: arrays must be exactly right (dtype, shape, C order); nothing is converted or copied behind the caller's
 // back. A wrong type or dtype is a TypeError, a wrong shape, order or value a ValueError, both with a sentence that
-// names the argument. The `naive_*` functions and the single kernels are there for the tests.
+// names the argument. `naive_score` and the single kernels are there for the tests; the instruction set "naive" is a
+// kernel's scalar twin.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <array>
+#include <memory>
 #include <optional>
 #include <string>
 
@@ -21,6 +24,8 @@ namespace {
 
 constexpr int kMaxWidth = 16384; // int32 sums of int8 products stay exact up to inputs of 4 * 16384
 constexpr int kMaxLayers = 1 << 16;
+constexpr int kMaxRank = 4096;
+constexpr int kMaxRows = 1 << 20; // of a single product
 
 std::string shape_text(const std::vector<py::ssize_t>& shape) {
   std::string text = "(";
@@ -44,6 +49,7 @@ py::array array_of(const py::object& object, const std::string& name, const std:
   for (size_t i = 0; same && i < shape.size(); i++) same = shape[i] < 0 || shape[i] == is[i];
   if (!same) throw py::value_error(name + " must have shape " + shape_text(shape) + ", it has " + shape_text(is));
   if (!(array.flags() & py::array::c_style)) throw py::value_error(name + " must be C-contiguous");
+  if ((uintptr_t)array.data() % alignof(T)) throw py::value_error(name + " must be aligned to its dtype");
   return array;
 }
 template <class T>
@@ -121,9 +127,10 @@ struct NoiseSpec {
     require(leaf_bases.size() == (size_t)kLeaves, "bases must have " + std::to_string(kLeaves) +
                                                       " arrays, one a leaf, it has " +
                                                       std::to_string(leaf_bases.size()));
-    require(rank >= 1 && rank <= 4096, "rank must be 1 to 4096, it is " + std::to_string(rank));
+    require(rank >= 1 && rank <= kMaxRank,
+            "rank must be 1 to " + std::to_string(kMaxRank) + ", it is " + std::to_string(rank));
     require(sigma_shift >= -4 && sigma_shift <= 1 << 20,
-            "sigma_shift must be -4 or more, it is " + std::to_string(sigma_shift));
+            "sigma_shift must be -4 to 2^20, it is " + std::to_string(sigma_shift));
     require(num_perturbations % 2 == 0, "num_perturbations must be even, it is " + std::to_string(num_perturbations));
     noise.key = {key.first, key.second};
     noise.rank = rank;
@@ -201,8 +208,9 @@ py::array_t<T> zeros(const std::vector<py::ssize_t>& shape) {
 py::tuple py_score(const Weights& weights, const py::object& in, const py::object& out, const py::object& old,
                    const NoiseSpec* noise, uint64_t first_member, uint64_t group_size, int threads, bool exact,
                    int block) {
-  Inputs given(weights.model().shape, in, out, old, noise, first_member, group_size);
   require(!out.is_none(), "targets must be given");
+  require(block >= 0, "block must not be negative, it is " + std::to_string(block));
+  Inputs given(weights.model().shape, in, out, old, noise, first_member, group_size);
   const py::ssize_t members = given.task.members;
   auto scores = zeros<int64_t>({members});
   auto bits = zeros<double>({exact ? members : 0, (py::ssize_t)given.task.tokens});
@@ -302,7 +310,7 @@ py::tuple py_naive_score(const py::dict& params, const py::object& in, const py:
   return py::make_tuple(scores, given.states, logits);
 }
 
-// Single kernels, on the padded rows they expect. isa "naive" is the scalar twin.
+// Single kernels, on the padded rows they expect.
 
 Buffer pad_rows(const py::array& array) {
   const size_t rows = array.ndim() == 2 ? array.shape(0) : 1, cols = array.shape(array.ndim() - 1);
@@ -318,7 +326,7 @@ py::array_t<int8_t> unpad_row(const int8_t* row, py::ssize_t n) {
 }
 
 py::array py_draw(std::pair<uint32_t, uint32_t> key, uint32_t start, size_t count, const std::string& isa) {
-  require(start + (uint64_t)count <= (uint64_t)1 << 32, "start + count must not exceed 2^32");
+  require(count <= ((uint64_t)1 << 32) - start, "start + count must not exceed 2^32");
   py::array_t<int8_t> out((py::ssize_t)count);
   (isa == "naive" ? naive::draw : choose_isa(isa.c_str()).draw)({key.first, key.second}, start, count,
                                                                 out.mutable_data());
@@ -330,25 +338,35 @@ py::array py_normals(const py::object& m_object, const std::string& isa) {
   const uint32_t* bits = pointer<uint32_t>(m);
   for (py::ssize_t i = 0; i < m.size(); i++) require(bits[i] < 1u << 23, "m must be below 2^23");
   py::array_t<int8_t> out(m.size());
-  choose_isa(isa.c_str()).normals(bits, m.size(), out.mutable_data());
+  if (isa == "naive")
+    std::transform(bits, bits + m.size(), out.mutable_data(), naive::normal);
+  else
+    choose_isa(isa.c_str()).normals(bits, m.size(), out.mutable_data());
   return std::move(out);
+}
+
+// The weights (outputs, inputs) and rows (members, inputs) of a product.
+std::pair<py::array, py::array> operands(const py::object& w_object, const py::object& x_object) {
+  const py::array w = array_of<int8_t>(w_object, "w", {-1, -1});
+  require(w.shape(0) >= 1 && w.shape(0) <= 4 * kMaxWidth && w.shape(1) >= 1 && w.shape(1) <= 4 * kMaxWidth,
+          "w must have 1 to " + std::to_string(4 * kMaxWidth) + " rows and columns");
+  const py::array x = array_of<int8_t>(x_object, "x", {-1, w.shape(1)});
+  require(x.shape(0) >= 1 && x.shape(0) <= kMaxRows, "x must have 1 to " + std::to_string(kMaxRows) + " rows");
+  return {w, x};
 }
 
 // b (rank, inputs) and a (rank, outputs) of every member, or None.
 py::array py_matmul(const py::object& w_object, const py::object& x_object, const py::object& b_object,
                     const py::object& a_object, int shift, const std::string& isa) {
-  const py::array w = array_of<int8_t>(w_object, "w", {-1, -1});
-  const int rows = (int)w.shape(0), cols = (int)w.shape(1);
-  require(rows >= 1 && cols >= 1 && cols <= 4 * kMaxWidth,
-          "w must have 1 or more rows and 1 to " + std::to_string(4 * kMaxWidth) + " columns");
   require(shift >= 0 && shift <= 31, "shift must be 0 to 31, it is " + std::to_string(shift));
-  const py::array x = array_of<int8_t>(x_object, "x", {-1, cols});
-  const int members = (int)x.shape(0);
+  const auto [w, x] = operands(w_object, x_object);
+  const int rows = (int)w.shape(0), cols = (int)w.shape(1), members = (int)x.shape(0);
   const bool noisy = !b_object.is_none();
   py::array b, a;
   if (noisy) {
     b = array_of<int8_t>(b_object, "b", {members, -1, cols});
     a = array_of<int8_t>(a_object, "a", {members, b.shape(1), rows});
+    require(b.shape(1) >= 1 && b.shape(1) <= kMaxRank, "b must be of rank 1 to " + std::to_string(kMaxRank));
   }
   const int rank = noisy ? (int)b.shape(1) : 0;
   py::array_t<int8_t> out({(py::ssize_t)members, (py::ssize_t)rows});
@@ -389,27 +407,34 @@ py::array py_matmul(const py::object& w_object, const py::object& x_object, cons
 
 // Raw int32 products (members, rows).
 py::array py_products(const py::object& w_object, const py::object& x_object, const std::string& isa) {
-  const py::array w = array_of<int8_t>(w_object, "w", {-1, -1});
-  const int rows = (int)w.shape(0), cols = (int)w.shape(1);
-  require(rows >= 1 && cols >= 1 && cols <= 4 * kMaxWidth,
-          "w must have 1 or more rows and 1 to " + std::to_string(4 * kMaxWidth) + " columns");
-  const py::array x = array_of<int8_t>(x_object, "x", {-1, cols});
-  const int members = (int)x.shape(0);
+  const auto [w, x] = operands(w_object, x_object);
+  const int rows = (int)w.shape(0), cols = (int)w.shape(1), members = (int)x.shape(0);
+  py::array_t<int32_t> out({(py::ssize_t)members, (py::ssize_t)rows});
+  if (isa == "naive") {
+    for (int m = 0; m < members; m++)
+      naive::products(pointer<int8_t>(w), rows, cols, pointer<int8_t>(x) + (size_t)m * cols,
+                      out.mutable_data() + (size_t)m * rows);
+    return std::move(out);
+  }
   const Isa& chosen = choose_isa(isa.c_str());
   Buffer storage;
   const Packed packed = pack_matrix(chosen, pointer<int8_t>(w), rows, cols, storage);
   const Buffer xs = pad_rows(x), raw((size_t)members * padded(rows) * sizeof(int32_t));
   std::vector<int32_t> start(members);
   chosen.products(packed, xs.as<int8_t>(), members, start.data(), raw.as<int32_t>());
-  py::array_t<int32_t> out({(py::ssize_t)members, (py::ssize_t)rows});
   for (int m = 0; m < members; m++)
     std::copy_n(raw.as<int32_t>() + m * padded(rows), rows, out.mutable_data() + (size_t)m * rows);
   return std::move(out);
 }
 
+py::array vector_of(const py::object& object, const std::string& name) {
+  const py::array v = array_of<int8_t>(object, name, {-1});
+  require(v.size() >= 1 && v.size() <= kMaxWidth, name + " must have 1 to " + std::to_string(kMaxWidth) + " entries");
+  return v;
+}
+
 py::array py_norm(const py::object& x_object, const py::object& w_object, const std::string& isa) {
-  const py::array x = array_of<int8_t>(x_object, "x", {-1}), w = array_of<int8_t>(w_object, "w", {x.shape(0)});
-  require(x.size() >= 1, "x must not be empty");
+  const py::array x = vector_of(x_object, "x"), w = array_of<int8_t>(w_object, "w", {x.shape(0)});
   const Buffer xs = pad_rows(x), ws = pad_rows(w), ys(padded(x.size()));
   (isa == "naive" ? naive::norm : choose_isa(isa.c_str()).norm)(xs.as<int8_t>(), ws.as<int8_t>(), (int)x.size(),
                                                                 ys.as<int8_t>());
@@ -418,7 +443,7 @@ py::array py_norm(const py::object& x_object, const py::object& w_object, const 
 
 py::tuple py_gate(const py::object& fa, const py::object& fb, const py::object& bf, const py::object& h,
                   const std::string& isa) {
-  const py::array first = array_of<int8_t>(fa, "fa", {-1});
+  const py::array first = vector_of(fa, "fa");
   const py::ssize_t n = first.size();
   const Buffer a = pad_rows(first), b = pad_rows(array_of<int8_t>(fb, "fb", {n})),
                c = pad_rows(array_of<int8_t>(bf, "bf", {n})), d = pad_rows(array_of<int8_t>(h, "h", {n})), g(padded(n));
@@ -429,7 +454,7 @@ py::tuple py_gate(const py::object& fa, const py::object& fb, const py::object& 
 
 py::tuple py_recur(const py::object& ca, const py::object& cb, const py::object& bh, const py::object& fa,
                    const py::object& h, const py::object& x, const std::string& isa) {
-  const py::array first = array_of<int8_t>(ca, "ca", {-1});
+  const py::array first = vector_of(ca, "ca");
   const py::ssize_t n = first.size();
   const Buffer a = pad_rows(first), b = pad_rows(array_of<int8_t>(cb, "cb", {n})),
                c = pad_rows(array_of<int8_t>(bh, "bh", {n})), f = pad_rows(array_of<int8_t>(fa, "fa", {n})),
@@ -445,6 +470,14 @@ int32_t py_log_likelihood(const py::object& logits_object, int target, const std
   require(target >= 0 && target < logits.size(), "target must be an index of logits");
   return (isa == "naive" ? naive::log_likelihood : choose_isa(isa.c_str()).log_likelihood)(pointer<int8_t>(logits),
                                                                                            (int)logits.size(), target);
+}
+
+py::tuple py_move(const py::object& z_object, const py::object& old_object, int64_t bound, const std::string& isa) {
+  const py::array z = array_of<int64_t>(z_object, "z", {-1}), old = array_of<int8_t>(old_object, "old", {z.shape(0)});
+  py::array_t<int8_t> out(z.size());
+  const int64_t moved = (isa == "naive" ? naive::move : choose_isa(isa.c_str()).move)(
+      pointer<int64_t>(z), z.size(), pointer<int8_t>(old), bound, out.mutable_data());
+  return py::make_tuple(out, moved);
 }
 
 py::dict info() {
@@ -529,5 +562,9 @@ PYBIND11_MODULE(_native, m) {
   m.def("gate", py_gate, py::arg("fa"), py::arg("fb"), py::arg("bf"), py::arg("h"), py::arg("isa") = "");
   m.def("recur", py_recur, py::arg("ca"), py::arg("cb"), py::arg("bh"), py::arg("fa"), py::arg("h"), py::arg("x"),
         py::arg("isa") = "");
+  m.def("move", py_move, py::arg("z"), py::arg("old"), py::arg("bound"), py::arg("isa") = "");
+  m.def("cgroup_cpus", cgroup_cpus, py::arg("root") = "",
+        "The processors that the control groups' quota grants, rounded up; 0 if there is none. root is put before "
+        "/proc and /sys.");
   m.def("log_likelihood", py_log_likelihood, py::arg("logits"), py::arg("target"), py::arg("isa") = "");
 }

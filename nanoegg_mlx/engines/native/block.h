@@ -295,7 +295,7 @@ int64_t move(const int64_t* __restrict z, size_t n, const int8_t* __restrict old
     for (size_t i = 0; i < count; i++) {
       const int64_t magnitude = 16 * (z[i] < 0 ? -z[i] : z[i]);
       const int32_t step = z[i] > 0 ? 1 : -1;
-      const int32_t to = clip(old[i] + step), value = magnitude < bound ? old[i] : to;
+      const int32_t value = clip(old[i] + (magnitude < bound ? 0 : step));
       out[i] = (int8_t)value;
       changed += value != old[i];
     }

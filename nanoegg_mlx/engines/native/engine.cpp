@@ -16,11 +16,8 @@
 #include <new>
 #include <stdexcept>
 #include <string>
+#include <system_error>
 #include <thread>
-
-#if defined(__linux__)
-#include <sched.h>
-#endif
 
 namespace nanoegg {
 
@@ -43,13 +40,10 @@ const Isa& choose_isa(const char* name) {
 }
 
 int choose_threads(int threads) {
-  if (threads < 0) throw std::invalid_argument("threads must not be negative, it is " + std::to_string(threads));
-  if (threads > 0) return threads;
-#if defined(__linux__)
-  cpu_set_t set;
-  if (sched_getaffinity(0, sizeof set, &set) == 0) return std::max(1, CPU_COUNT(&set));
-#endif
-  return std::max(1u, std::thread::hardware_concurrency());
+  if (threads < 0 || threads > kMaxThreads)
+    throw std::invalid_argument("threads must be 0 to " + std::to_string(kMaxThreads) + ", it is " +
+                                std::to_string(threads));
+  return threads > 0 ? threads : std::min(usable_cpus(), kMaxThreads);
 }
 
 void parallel(int threads, size_t jobs, int* stop, const Poll& poll, const std::function<void(size_t, int)>& work) {

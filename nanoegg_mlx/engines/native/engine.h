@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "kernels.h"
@@ -34,8 +35,14 @@ using Params = const int8_t* const*; // [leaf] -> the leaf's bytes in C order
 
 // The name's instruction set; empty or null: NANOEGG_ISA, or else the fastest here. Throws std::invalid_argument.
 const Isa& choose_isa(const char* name);
-// `threads`, or one per available processor if it is 0.
+// `threads`, or one per usable processor if it is 0. Throws std::invalid_argument.
 int choose_threads(int threads);
+constexpr int kMaxThreads = 4096;
+
+// cpus.cpp: the processors of the affinity mask, or as many as the control groups' quota grants (rounded up), if fewer.
+int usable_cpus();
+// The quota alone, 0 for none; root is put before /proc and /sys.
+int cgroup_cpus(const std::string& root);
 
 // Called on the calling thread about every 50 ms while the others work; false asks them to stop.
 using Poll = std::function<bool()>;

@@ -67,14 +67,22 @@ Perturbation perturbation(const Shape& shape, const Noise& noise, int leaf, int 
   return p;
 }
 
+void products(const int8_t* w, int outputs, int inputs, const int8_t* x, int32_t* out) {
+  for (int o = 0; o < outputs; o++) {
+    out[o] = 0;
+    for (int n = 0; n < inputs; n++) out[o] += w[(size_t)o * inputs + n] * x[n];
+  }
+}
+
 void matmul(const int8_t* w, int outputs, int inputs, const int8_t* x, const Perturbation* p, int rank, int shift,
             int8_t* out) {
   std::vector<int32_t> projection(p ? rank : 0);
   for (size_t r = 0; r < projection.size(); r++)
     for (int n = 0; n < inputs; n++) projection[r] = wrapped_add(projection[r], p->b[n * rank + r] * x[n]);
+  std::vector<int32_t> raw(outputs);
+  products(w, outputs, inputs, x, raw.data());
   for (int o = 0; o < outputs; o++) {
-    int32_t y = 0;
-    for (int n = 0; n < inputs; n++) y += w[(size_t)o * inputs + n] * x[n];
+    int32_t y = raw[o];
     if (p) {
       int32_t term = 0;
       for (int r = 0; r < rank; r++) term = wrapped_add(term, wrapped_multiply(p->a[o * rank + r], projection[r]));
@@ -196,6 +204,16 @@ void votes(const Shape& shape, const Noise& noise, int leaf, int layer, const in
       }
     }
   }
+}
+
+int64_t move(const int64_t* z, size_t n, const int8_t* old, int64_t bound, int8_t* out) {
+  int64_t moved = 0;
+  for (size_t i = 0; i < n; i++) {
+    const int step = 16 * std::abs(z[i]) < bound ? 0 : z[i] > 0 ? 1 : -1;
+    out[i] = (int8_t)clip(old[i] + step);
+    moved += out[i] != old[i];
+  }
+  return moved;
 }
 
 } // namespace nanoegg::naive

@@ -22,6 +22,8 @@ struct Perturbation {
 };
 Perturbation perturbation(const Shape& shape, const Noise& noise, int leaf, int layer, uint64_t member);
 
+// out (outputs,) = W x
+void products(const int8_t* w, int outputs, int inputs, const int8_t* x, int32_t* out);
 // out (outputs,); p null: unperturbed.
 void matmul(const int8_t* w, int outputs, int inputs, const int8_t* x, const Perturbation* p, int rank, int shift,
             int8_t* out);
@@ -37,5 +39,6 @@ int64_t score(const Shape& shape, Params params, const Noise* noise, uint64_t me
 // z (rows, cols) of one leaf and layer, not yet divided for normalised fitness.
 void votes(const Shape& shape, const Noise& noise, int leaf, int layer, const int8_t* fitness, size_t pairs,
            bool use_clt, int64_t* z);
+int64_t move(const int64_t* z, size_t n, const int8_t* old, int64_t bound, int8_t* out);
 
 } // namespace nanoegg::naive
