@@ -228,9 +228,9 @@ class _Run:
                 self.save()
         finally:
             self.display.close()
-            self.tracking.close()
             self.votes.close()
             self.metrics.close()
+            self.tracking.close()
         epochs = trainer.epoch - begun
         print(f"{epochs} epochs in {time.perf_counter() - self.started:,.1f} s; checkpoint {self.folder / 'latest'}")
         if stop.signal:

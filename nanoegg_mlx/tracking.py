@@ -30,6 +30,9 @@ from nanoegg_mlx.config import Config
 from nanoegg_mlx.errors import InputError
 from nanoegg_mlx.metrics import WEIGHT_EDGES, Record, iterate
 
+_START_SECONDS = 30.0
+"""How long a run that begins waits for an answer."""
+
 _FINISH_SECONDS = 60.0
 """How long a run that has ended waits for uploads; what is left can be uploaded with `wandb sync`."""
 
@@ -110,7 +113,9 @@ class Wandb:
             id=self._id,
             resume="allow",
             config=asdict(config),
-            settings=wandb.Settings(silent=True, console="off", finish_timeout=_FINISH_SECONDS),
+            settings=wandb.Settings(
+                silent=True, console="off", init_timeout=_START_SECONDS, finish_timeout=_FINISH_SECONDS
+            ),
         )
         self.place = str(folder / "wandb") if self._run.offline else str(self._run.url)
         if self._run.resumed:  # the server knows best what has arrived; what a crash has kept back follows now

@@ -6,6 +6,7 @@ import json
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,8 @@ def wandb_records(file: Path) -> Iterator[Any]:
             at += left
             continue
         size, kind = struct.unpack_from("<HB", content, at + 4)
+        if at + 7 + size > len(content):
+            return  # still being written
         whole += content[at + 7 : at + 7 + size]
         at += 7 + size
         if kind in (1, 4):  # a full record, or the last part of one
@@ -53,11 +56,21 @@ def wandb_records(file: Path) -> Iterator[Any]:
             yield record
 
 
+def whole_wandb_records(file: Path) -> list[Any]:
+    """The records of a tracked run that has ended: wandb's own process writes the last of them a moment later."""
+    deadline = time.monotonic() + 30
+    while True:
+        records = list(wandb_records(file))
+        if any(record.WhichOneof("record_type") == "exit" for record in records) or time.monotonic() > deadline:
+            return records
+        time.sleep(0.05)
+
+
 def wandb_history(folder: Path) -> list[tuple[int, dict[str, Any]]]:
     """All steps of a run's offline files, in the order of writing, and their values."""
     steps = []
     for file in sorted(folder.glob("wandb/offline-run-*/*.wandb")):
-        for record in wandb_records(file):
+        for record in whole_wandb_records(file):
             if record.WhichOneof("record_type") == "history":
                 values: dict[str, Any] = {}
                 for item in record.history.item:
