@@ -54,7 +54,7 @@ class CPUEngine:
 
     def logits(self, params: Params, inputs: np.ndarray, states: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return _native.logits(
-            self._weights(params),
+            _native.Weights(_as_numpy(params)),
             np.ascontiguousarray(inputs),
             np.ascontiguousarray(states),
             threads=self.config.threads,
