@@ -14,7 +14,7 @@ import pytest
 from nanoegg_mlx import Config, InputError, Trainer, init_params, validate
 from nanoegg_mlx.engines import make_engine
 from tests import oracle, test_golden
-from tests.native.inputs import ISAS, epoch_noise, native, numbers, random_params
+from tests.native.inputs import ISAS, TWINS, epoch_noise, native, numbers, random_params
 from tests.oracle import Oracle
 from tests.test_oracle import CASES, TINY, assert_same_run, text
 from tests.traces import NAMES, pseudo_text
@@ -116,6 +116,29 @@ def test_votes_equal_the_scalar_twin(changes: dict[str, Any], use_clt: bool, nor
                 assert np.array_equal(votes[name], z), (isa, name)
                 assert np.array_equal(moved[name], oracle.move(params[name], z, bound)), (isa, name)
                 assert counts[name] == np.count_nonzero(moved[name] != params[name])
+
+
+@pytest.mark.parametrize("isa", TWINS)
+@pytest.mark.parametrize("pair", [0, 3, 70_000])
+def test_where_noise_begins(pair: int, isa: str) -> None:
+    """At the hash of base and pair, both words of the pair's number in it; but never so late that it would not end."""
+    if isa == "naive" and pair > 3:
+        pytest.skip("the scalar twin makes the noise of all pairs before it too")
+    config = Config(n_layer=1, n_embd=5, vocab_size=4, rank=2)
+    params = random_params(np.random.default_rng(4), config)
+    hashed = ((pair >> 16) ^ pair) * 0x45D9F3B % 2**32
+    fitness = np.zeros(pair + 1, np.int8)
+    fitness[pair] = 1
+    for wanted in (0, 12345, 2**30 - 70, 2**30 - 1):
+        base = np.array([(wanted ^ hashed) | 2**31], np.uint32)
+        noise = native.Noise((3, 4), [base] * 13, rank=2)
+        votes = native.votes(params, noise, fitness, isa=isa)
+        for name, kind, shape in oracle.leaves(config):
+            length = 2 * sum(shape)
+            start = min(wanted, 2**30 - length)
+            draws = oracle.normals((3, 4), np.arange(start, start + length), "trunc").reshape(-1, 2)
+            Z = draws[shape[1] :] @ draws[: shape[1]].T if kind == "matrix" else draws[:, 0] * draws[:, 1]
+            assert np.array_equal(votes[name].reshape(shape), Z), (name, wanted)
 
 
 def test_a_pair_that_did_not_differ_does_not_vote() -> None:

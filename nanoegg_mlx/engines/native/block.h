@@ -472,6 +472,7 @@ void run_block(const Block& b) {
     return vectors + m * vector_stride + vector_row(shape, leaf, layer) * row;
   };
   const auto product = [&](int leaf, int layer, const int8_t* x, int8_t* out) {
+    if (stopped(b.stop)) return; // a product of a wide model takes long, and the block's results will be thrown away
     multiply({b.model->matrices[leaf][layer], x, M, out, b.noise ? b.factors : nullptr,
               b.noise ? factor_offset(shape, leaf, layer, rank) : 0, b.signs, rank, shift, b.start, b.projections});
   };

@@ -59,11 +59,15 @@ struct List {
 #if defined(__x86_64__)
     const Features have;
     if (have.avx512_vnni) isas[n++] = &kAvx512Vnni;
+#if NANOEGG_AVXVNNI
     if (have.avx_vnni) isas[n++] = &kAvxVnni;
+#endif
     if (have.avx2) isas[n++] = &kAvx2;
 #elif defined(__aarch64__)
     const Features have;
+#if NANOEGG_I8MM
     if (have.i8mm) isas[n++] = &kI8mm;
+#endif
     if (have.dotprod) isas[n++] = &kDotprod;
     isas[n++] = &kNeon;
 #endif

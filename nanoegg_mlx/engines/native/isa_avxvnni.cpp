@@ -1,9 +1,9 @@
 // AVX-VNNI: the AVX-512 kernel of isa_avx512.cpp on 8 lanes and 16 registers, for machines whose AVX stops at 256 bits.
 // A tile is 16 outputs by 6 members: 12 accumulators, 2 weight vectors and a broadcast.
-#if defined(__x86_64__)
-#include <immintrin.h>
-
 #include "kernels.h"
+
+#if defined(__x86_64__) && NANOEGG_AVXVNNI
+#include <immintrin.h>
 
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2,avxvnni"))), apply_to = function)

@@ -1,7 +1,9 @@
 // Arm int8 matrix multiply (SMMLA, Armv8.6): a 2 by 8 times 8 by 2 product an instruction, twice SDOT's work.
 // Rows of two members meet rows of two outputs; an accumulator holds the four sums of that square. A tile is 16 outputs
 // by 6 members: 24 accumulators. An odd member is multiplied with itself and the second half thrown away.
-#if defined(__aarch64__)
+#include "kernels.h"
+
+#if defined(__aarch64__) && NANOEGG_I8MM
 #if defined(__clang__)
 // Before version 16 clang's arm_neon.h declares these intrinsics by macro, so both come before it.
 #pragma clang attribute push(__attribute__((target("i8mm,dotprod"))), apply_to = function)
@@ -18,8 +20,6 @@
 #endif
 
 #include <arm_neon.h>
-
-#include "kernels.h"
 
 namespace nanoegg {
 namespace {

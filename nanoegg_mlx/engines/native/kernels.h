@@ -9,6 +9,25 @@
 #include <stddef.h>
 #include <stdint.h>
 
+// The instruction sets that not every compiler with C++17 knows: GCC 11 and clang 12 (Apple's 13) are the first with
+// AVX-VNNI, GCC 10 with Arm's int8 matrix multiply.
+#ifndef NANOEGG_AVXVNNI
+#if defined(__apple_build_version__)
+#define NANOEGG_AVXVNNI (__clang_major__ >= 13)
+#elif defined(__clang__)
+#define NANOEGG_AVXVNNI (__clang_major__ >= 12)
+#else
+#define NANOEGG_AVXVNNI (__GNUC__ >= 11)
+#endif
+#endif
+#ifndef NANOEGG_I8MM
+#if defined(__clang__)
+#define NANOEGG_I8MM 1
+#else
+#define NANOEGG_I8MM (__GNUC__ >= 10)
+#endif
+#endif
+
 namespace nanoegg {
 
 // Leaves of the parameter tree in the order of spec section 2.
