@@ -34,7 +34,6 @@ class MLXEngine:
     def __init__(self, config: Config) -> None:
         self.config = config
         self.chunk = config.chunk + config.chunk % 2 or members_per_chunk(config)
-        self._kept: tuple[Params, Params] | None = None
         self._pair_noise = mx.compile(mx.vmap(partial(pair_noise, config), in_axes=(None, 0)))
 
     def score(
@@ -47,7 +46,7 @@ class MLXEngine:
         states: np.ndarray,
         exact: bool = False,
     ) -> Scored:
-        weights = self._resident(params)
+        weights = resident_weights(params)
         scores = np.zeros(len(members), np.int64)
         new_states = np.empty_like(states)
         lengths = np.empty(inputs.shape) if exact else None
@@ -77,7 +76,7 @@ class MLXEngine:
         return Scored(scores, new_states, lengths)
 
     def logits(self, params: Params, inputs: np.ndarray, states: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        weights = self._resident(params)
+        weights = resident_weights(params)
         N, T = inputs.shape
         logits = np.empty((N, T, self.config.vocab_size), np.int8)
         new_states = np.empty_like(states)
@@ -105,12 +104,6 @@ class MLXEngine:
         moved = {name: move(params[name], Z[name], bound, config.fast_fitness) for name in params}
         mx.eval(moved)
         return moved
-
-    def _resident(self, params: Params) -> Params:
-        """`resident_weights`, kept until others are asked for."""
-        if self._kept is None or self._kept[0] is not params:
-            self._kept = (params, resident_weights(params))
-        return self._kept[1]
 
     def _window(self, members: int) -> int:
         if mx.default_device() != mx.Device(mx.cpu):
