@@ -6,6 +6,7 @@ is log2(sum 2^(l/16)) - l[target]/16 in float64 on the same logits (spec section
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import numpy as np
 
 from nanoegg_mlx.config import Config
 from nanoegg_mlx.data import check_vocabulary, checked_tokens
+from nanoegg_mlx.distributed import World
 from nanoegg_mlx.engines import make_engine
 from nanoegg_mlx.errors import InputError
 from nanoegg_mlx.fixed_point import ONE
@@ -79,35 +81,58 @@ def evaluate(
     tokens: np.ndarray,
     config: Config,
     progress: Callable[[int], object] = lambda tokens: None,
+    world: World | None = None,
 ) -> Evaluation:
-    """Both figures of a text, in one pass.
+    """Both figures of a text, in one pass; in a job of several processes each rank reads a share of the rows.
 
     Args:
         params, tokens, config: as for `validate`, and raising the same.
-        progress: called with the number of tokens just done.
+        progress: called with the number of tokens just done, of this rank's rows.
+        world: the job's processes, which all call this together; by default this one alone.
     """
     started = time.perf_counter()
+    world = World() if world is None else world
     rows = _checked_rows(params, tokens, config)
     B, m = rows.shape
+    share = world.share(B)
+    scores, code_lengths = _read(
+        params, rows[share.start : share.stop], config.replace(threads=world.threads(config.threads)), progress
+    )
+    seconds = time.perf_counter() - started
+    # A rank without a row cannot tell how long the others may take for theirs.
+    expected = seconds if share else 30 * world.timeout
+    scores = world.gather_shares(scores, B, "the validation scores", expected)
+    code_lengths = world.gather_shares(code_lengths, B, "the validation code lengths")
+    predicted = B * m - B
+    return Evaluation(
+        bits_per_byte=-int(scores.sum()) / (ONE * predicted),
+        # Rounded once, so that it does not matter how the rows were shared out.
+        exact_bits_per_byte=math.fsum(code_lengths) / predicted,
+        tokens=predicted,
+        rows=B,
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _read(
+    params: Params, rows: np.ndarray, config: Config, progress: Callable[[int], object]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Score (B,) int64 and code length (B,) float64 of each of the rows (B, m) uint8."""
+    B, m = rows.shape
+    scores, code_lengths = np.zeros(B, np.int64), np.zeros(B)
+    if B == 0:
+        return scores, code_lengths
     engine = make_engine(config)
     states = np.zeros((B, config.n_layer, config.n_embd), np.int8)
-    score, code_length = 0, 0.0
     for first in range(0, m - 1, _WINDOW):
         window = rows[:, first : first + _WINDOW + 1]
         scored = engine.score(params, range(B), None, window[:, :-1], window[:, 1:], states, exact=True)
         assert scored.code_lengths is not None
         states = scored.states
-        score += int(scored.scores.sum())
-        code_length += float(scored.code_lengths.sum())
+        scores += scored.scores
+        code_lengths += scored.code_lengths
         progress(B * (window.shape[1] - 1))
-    predicted = B * m - B
-    return Evaluation(
-        bits_per_byte=-score / (ONE * predicted),
-        exact_bits_per_byte=code_length / predicted,
-        tokens=predicted,
-        rows=B,
-        seconds=time.perf_counter() - started,
-    )
+    return scores, code_lengths
 
 
 def _checked_rows(params: Params, tokens: np.ndarray, config: Config) -> np.ndarray:

@@ -52,6 +52,15 @@ def update(
     threads: int = 0,
     isa: str = "",
 ) -> tuple[dict[str, np.ndarray], dict[str, int]]: ...
+def votes(
+    params: dict[str, np.ndarray],
+    noise: Noise,
+    fitness: np.ndarray,
+    use_clt: bool = True,
+    normalised: bool = False,
+    threads: int = 0,
+    isa: str = "",
+) -> dict[str, np.ndarray]: ...
 def peak(threads: int = 0, seconds: float = 0.5, isa: str = "") -> float: ...
 
 class Info(TypedDict):
