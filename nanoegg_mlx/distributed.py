@@ -14,12 +14,14 @@ return what they are given, so callers have one code path. What is notable:
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import socket
 import sys
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,6 +38,8 @@ LOST = 3
 """Exit code of a process whose job lost a rank."""
 TIMEOUT = 60.0
 """Seconds beyond the expected ones that a rank waits for the others, unless the config says otherwise."""
+_CRC = 4
+"""Bytes that a gathered message ends with, a checksum of the rest: a dying ring has been seen to deliver garbage."""
 _PIECE = 64 << 20
 """Bytes that are broadcast or summed at a time."""
 
@@ -85,10 +89,15 @@ class World:
         """
         if self._group is None:
             return mine[None]
+        message = np.concatenate([mine, np.array([_crc(mine)], np.uint32).view(np.uint8)])
         with self._watched(what, expected):
-            gathered = np.array(mx.distributed.all_gather(mx.array(mine), group=self._group))
-        self.sent += (self.size - 1) * mine.nbytes
-        return gathered.reshape(self.size, -1)
+            rows = mx.distributed.all_gather(mx.array(message), group=self._group)
+            mx.eval(rows)  # np.array would evaluate it too, but MLX (0.32) does not raise a ring's error there
+        self.sent += (self.size - 1) * message.nbytes
+        gathered = np.array(rows).reshape(self.size, -1)
+        for rank, row in enumerate(gathered):
+            self._check(_crc(row[:-_CRC]) == int(row[-_CRC:].view(np.uint32)[0]), what, rank)
+        return gathered[:, :-_CRC]
 
     def gather_shares(self, mine: np.ndarray, count: int, what: str, expected: float = 0.0) -> np.ndarray:
         """Puts together what all ranks have for their shares of `count` things.
@@ -112,7 +121,8 @@ class World:
     def gather_texts(self, mine: str, what: str, expected: float = 0.0) -> list[str]:
         """Every rank's text, of any length. Raises as `gather` does."""
         content = np.frombuffer(mine.encode(), np.uint8)
-        sizes = self.gather(np.array([len(content)], np.int64).view(np.uint8), what, expected).view(np.int64)[:, 0]
+        lengths = self.gather(np.array([len(content)], np.int64).view(np.uint8), what, expected)
+        sizes = np.ascontiguousarray(lengths).view(np.int64)[:, 0]
         padded = np.zeros(max(int(sizes.max()), 1), np.uint8)
         padded[: len(content)] = content
         rows = self.gather(padded, what)
@@ -132,11 +142,13 @@ class World:
             assert content is not None
             return content
         mine = content if self.is_root and content is not None else np.zeros(0, np.uint8)
-        size = int(self.gather(np.array([len(mine)], np.int64).view(np.uint8), what, expected).view(np.int64)[0, 0])
+        about = np.array([len(mine), _crc(mine)], np.int64)
+        size, checksum = np.ascontiguousarray(self.gather(about.view(np.uint8), what, expected)[0]).view(np.int64)
         whole = np.array(mine) if self.is_root else np.zeros(size, np.uint8)
         for first in range(0, size, _PIECE):
             part = slice(first, first + _PIECE)
             whole[part] = np.array(self.sum(mx.array(whole[part]), what))  # the others add zeros
+        self._check(_crc(whole) == checksum, what, 0)
         return whole
 
     def sum(self, mine: mx.array, what: str, expected: float = 0.0) -> mx.array:
@@ -247,8 +259,8 @@ class World:
         most = max(digests, key=digests.count)  # of equally many: that of the lowest rank
         other = [rank for rank, digest in enumerate(digests) if digest != most]
         raise JobError(
-            f"The ranks have diverged: {_ranks(other)} of {self.size} differs from the others in {what}. The newest "
-            "checkpoint stands; look at the memory and the versions there, then resume the run."
+            f"The ranks have diverged: {_ranks(other)} of {self.size} differ{'s' * (len(other) == 1)} from the others "
+            f"in {what}. The newest checkpoint stands; look at the memory and the versions there, then resume the run."
         )
 
     def threads(self, wanted: int) -> int:
@@ -259,6 +271,10 @@ class World:
         usable = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [*range(os.cpu_count() or 1)]
         place = json.dumps([socket.gethostname(), usable])
         return max(len(usable) // self.gather_texts(place, "the names of the ranks' hosts").count(place), 1)
+
+    def _check(self, whole: bool, what: str, rank: int) -> None:
+        if not whole:
+            raise JobError(f"Rank {self.rank} of {self.size} waited for {what}, but got it damaged from rank {rank}.")
 
     @contextmanager
     def _watched(self, what: str, expected: float) -> Iterator[None]:
@@ -333,14 +349,21 @@ def join(timeout: float = TIMEOUT) -> World:
     if backend is None:
         return World()
     rank = os.environ.get("MLX_RANK") or os.environ.get("OMPI_COMM_WORLD_RANK") or os.environ.get("PMI_RANK") or "?"
-    with Watchdog().watch(timeout, f"rank {rank} has waited {timeout:.0f} s for the other ranks to start."):
-        try:
-            group = mx.distributed.init(strict=True, backend=backend)
-        except (RuntimeError, ValueError) as error:
-            raise InputError(
-                f"Rank {rank} cannot join the others through MLX's {backend} back end: {error}."
-            ) from error
+    try:
+        group = wait_for_the_other_ranks_to_start(backend, timeout)
+    except (RuntimeError, ValueError) as error:
+        raise InputError(f"Rank {rank} cannot join the others through MLX's {backend} back end: {error}.") from error
     return World(group if group.size() > 1 else None, timeout)
+
+
+def wait_for_the_other_ranks_to_start(backend: str, timeout: float) -> mx.distributed.Group:
+    """All processes of the job; exits with code 1 and a traceback that names this function if they do not come."""
+    # MLX connects, and waits without end, with the interpreter's lock held: no thread of Python's could step in.
+    faulthandler.dump_traceback_later(timeout, exit=True)
+    try:
+        return mx.distributed.init(strict=True, backend=backend)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
 
 
 def launched_backend(environment: Mapping[str, str]) -> str | None:
@@ -364,3 +387,8 @@ def _ranks(ranks: list[int]) -> str:
     """'rank 3' or 'ranks 0, 1, 3'; long lists are cut."""
     shown = ", ".join(map(str, ranks[:8])) + (f" and {len(ranks) - 8} more" if len(ranks) > 8 else "")
     return f"rank{'s' * (len(ranks) > 1)} {shown}"
+
+
+def _crc(content: np.ndarray) -> int:
+    """The CRC-32 of uint8 values."""
+    return zlib.crc32(np.ascontiguousarray(content).data)
