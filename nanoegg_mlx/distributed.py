@@ -40,6 +40,8 @@ TIMEOUT = 60.0
 """Seconds beyond the expected ones that a rank waits for the others, unless the config says otherwise."""
 _CRC = 4
 """Bytes that a gathered message ends with, a checksum of the rest: a dying ring has been seen to deliver garbage."""
+_INLINE = 1024
+"""Bytes of a text or a broadcast that travel with its size, to save short ones a second message."""
 _PIECE = 64 << 20
 """Bytes that are broadcast or summed at a time."""
 
@@ -121,11 +123,16 @@ class World:
     def gather_texts(self, mine: str, what: str, expected: float = 0.0) -> list[str]:
         """Every rank's text, of any length. Raises as `gather` does."""
         content = np.frombuffer(mine.encode(), np.uint8)
-        lengths = self.gather(np.array([len(content)], np.int64).view(np.uint8), what, expected)
-        sizes = np.ascontiguousarray(lengths).view(np.int64)[:, 0]
-        padded = np.zeros(max(int(sizes.max()), 1), np.uint8)
-        padded[: len(content)] = content
-        rows = self.gather(padded, what)
+        head = np.zeros(8 + _INLINE, np.uint8)
+        head[:8] = np.array([len(content)], np.int64).view(np.uint8)
+        head[8 : 8 + len(content)] = content[:_INLINE]
+        heads = self.gather(head, what, expected)
+        sizes = np.ascontiguousarray(heads[:, :8]).view(np.int64)[:, 0]
+        rows = heads[:, 8:]
+        if sizes.max() > _INLINE:
+            padded = np.zeros(sizes.max(), np.uint8)
+            padded[: len(content)] = content
+            rows = self.gather(padded, what)
         return [bytes(row[:size]).decode() for row, size in zip(rows, sizes, strict=True)]
 
     def broadcast(self, content: np.ndarray | None, what: str, expected: float = 0.0) -> np.ndarray:
@@ -142,8 +149,13 @@ class World:
             assert content is not None
             return content
         mine = content if self.is_root and content is not None else np.zeros(0, np.uint8)
-        about = np.array([len(mine), _crc(mine)], np.int64)
-        size, checksum = np.ascontiguousarray(self.gather(about.view(np.uint8), what, expected)[0]).view(np.int64)
+        head = np.zeros(16 + _INLINE, np.uint8)
+        head[:16] = np.array([len(mine), _crc(mine)], np.int64).view(np.uint8)
+        head[16 : 16 + len(mine)] = mine[:_INLINE]
+        head = self.gather(head, what, expected)[0]
+        size, checksum = np.ascontiguousarray(head[:16]).view(np.int64)
+        if size <= _INLINE:
+            return head[16 : 16 + size]
         whole = np.array(mine) if self.is_root else np.zeros(size, np.uint8)
         for first in range(0, size, _PIECE):
             part = slice(first, first + _PIECE)
