@@ -261,6 +261,12 @@ class Trainer:
         flat = mx.concatenate([Z[name].reshape(-1) for name in self.params])
         mx.eval(flat)
         seconds = time.perf_counter() - started
+        if flat.dtype == mx.int64:
+            # That is for the worst case; where the sums of all ranks are seen to fit, half the bytes do.
+            most = np.array([np.abs(np.array(flat)).max()], np.int64).view(np.uint8)
+            largest = self.world.gather(most, f"the largest votes of epoch {self.epoch}", expected=seconds)
+            if np.ascontiguousarray(largest).view(np.int64).sum() < 2**31:
+                flat = flat.astype(mx.int32)
         flat = self.world.sum(flat, f"the votes of epoch {self.epoch}", expected=seconds)
         Z, first = {}, 0
         for name, value in self.params.items():
@@ -273,9 +279,9 @@ class UpdateChoice:
     """Whether a job's ranks each sum all votes, or each those of its own pairs: what is asked for, or measured faster.
 
     Both give the same bits. A replicated update takes as long for any number of ranks, since each sums the votes of the
-    whole population; a sharded one takes a share of that, and makes each rank send the sums, up to 8 bytes for each
-    parameter (16 where they are int64). `auto` tries each twice, and keeps what was faster the second time, as measured
-    by the slowest rank.
+    whole population; a sharded one takes a share of that, and makes each rank send the sums: up to 8 bytes for each
+    parameter, 16 in the rare case that they need int64. `auto` tries each twice, and keeps what was faster the second
+    time, as measured by the slowest rank.
     """
 
     _TRIALS = (False, True, False, True)

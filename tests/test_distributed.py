@@ -45,11 +45,17 @@ VARIANTS = {
         "normalised": {"update": "auto", "fast_fitness": False, "rank": 2},
     }.items()
 }
+# Votes that might need int64.
+VARIANTS["wide"] = CONFIG.replace(name="wide", update="sharded", fast_fitness=False, rank=170)
+assert evolve.vote_dtype(VARIANTS["wide"]) == mx.int64
 ALL = """
 from pathlib import Path
+import mlx.core as mx
 from nanoegg_mlx import Config, distributed, run
 world = distributed.join()
 print("threads", world.threads(0), world.threads(3))
+total = world.sum(mx.array([2**40 + world.rank], mx.int64), "the sum").item()
+assert total == sum(2**40 + rank for rank in range(world.size))
 for path in sorted(Path().glob("*.toml")):
     assert run.train(Config.from_toml(path), world) == 0
 """
@@ -175,7 +181,7 @@ def test_killed_ranks(corpus: Path) -> None:
     expected = untouched(config)
     generator = random.Random(1)
     killed = 0
-    for number, ranks in enumerate([3, 2, 4, 2, 3]):
+    for number, ranks in enumerate([3, 2, 4, 2]):
         job = Job(ranks, *TRAIN, f"--resume={FOLDER}" if number else "--config=c.toml")
         job.wait_for("runs/t: ")
         time.sleep(generator.uniform(0, 0.3))
@@ -190,7 +196,7 @@ def test_killed_ranks(corpus: Path) -> None:
             for rank, code in enumerate(codes):
                 assert code != 3 or f"error: Rank {rank} of {ranks} waited for " in job.said(rank)
                 assert "Traceback" not in job.said(rank)
-    assert killed >= 3
+    assert killed >= 2
     assert Job(2, *TRAIN, f"--resume={FOLDER}").wait() == [0, 0]
     assert outcome(FOLDER) == expected
 
