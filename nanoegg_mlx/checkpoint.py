@@ -52,12 +52,13 @@ class Checkpoint:
         return np.array(_load_arrays(self.path / "states.safetensors")["states"])
 
 
-def save(run: Path, trainer: Trainer, info: Mapping[str, Any]) -> Path:
+def save(run: Path, trainer: Trainer, info: Mapping[str, Any], states: np.ndarray | None = None) -> Path:
     """Writes the trainer's state as the run's newest checkpoint; of the others the newest `keep` and the best stay.
 
     Args:
         run: the run's folder.
         trainer: between two epochs.
+        states: (N, L, D) int8, of all members, where the trainer has only a rank's.
         info: goes into checkpoint.json; JSON types. The best checkpoint is the one with the least `validation`.
 
     Returns:
@@ -69,7 +70,7 @@ def save(run: Path, trainer: Trainer, info: Mapping[str, Any]) -> Path:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
         try:
-            _write(temporary, trainer, info)
+            _write(temporary, trainer, info, trainer.states if states is None else mx.array(states))
             os.rename(temporary, folder)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -191,14 +192,14 @@ def remove_leftovers(run: Path) -> None:
                 path.unlink()
 
 
-def _write(folder: Path, trainer: Trainer, info: Mapping[str, Any]) -> None:
+def _write(folder: Path, trainer: Trainer, info: Mapping[str, Any], states: mx.array) -> None:
     hashes = {}
     for name in FILES:
         with HashedFile(folder / name) as file:
             if name == "model.safetensors":
                 mx.save_safetensors(file, trainer.params)
             elif name == "states.safetensors":
-                mx.save_safetensors(file, {"states": trainer.states})
+                mx.save_safetensors(file, {"states": states})
             else:
                 file.write(trainer.config.to_toml().encode())
             hashes[name] = file.finish()

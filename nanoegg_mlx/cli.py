@@ -1,7 +1,7 @@
 """The command line: `nanoegg prepare | train | eval | replay | plot | report | bench | info`. Thin: every command is a
 call of the Python API.
 
-Exit codes: 0 done, 2 bad input (one sentence after `error: `), 130 interrupted.
+Exit codes: 0 done, 2 bad input (one sentence after `error: `), 3 a process of the job was lost, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -22,11 +22,24 @@ import numpy as np
 from tqdm import tqdm
 
 import data_prep.__main__ as prepare
-from nanoegg_mlx import baselines, bench, checkpoint, durable, inspection, plot, replay, report, run, sample, tracking
+from nanoegg_mlx import (
+    baselines,
+    bench,
+    checkpoint,
+    distributed,
+    durable,
+    inspection,
+    plot,
+    replay,
+    report,
+    run,
+    sample,
+    tracking,
+)
 from nanoegg_mlx.config import TABLES, Config, describe_range
 from nanoegg_mlx.data import read_text
 from nanoegg_mlx.engines import make_engine, native_problem
-from nanoegg_mlx.errors import InputError
+from nanoegg_mlx.errors import InputError, JobError, ToldElsewhere
 from nanoegg_mlx.evaluate import Evaluation, evaluate
 from nanoegg_mlx.params import Params, init_params
 
@@ -43,9 +56,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         return options.command(options)
+    except ToldElsewhere:
+        return 2
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except JobError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 3
     except OSError as error:
         where = f" {error.filename}" if error.filename else ""
         print(f"error: {error.strerror or error}:{where}; nothing was overwritten.", file=sys.stderr)
@@ -182,21 +200,26 @@ def _number(kind: type) -> Any:
 
 
 def _train(options: argparse.Namespace) -> int:
-    tracking.need(options.track)
     fields = [field.name for field in dataclasses.fields(Config)]
     given = {name: getattr(options, name) for name in fields if getattr(options, name) is not None}
+    patience = given.get("timeout")
+    world = distributed.join(patience if isinstance(patience, float) else distributed.TIMEOUT)
+
+    def configure() -> Config:
+        tracking.need(options.track)
+        return Config.from_toml(options.config, **given) if options.config else Config(**given)
+
+    config = world.together(configure, "all ranks to read their configuration")
     if not (options.resume or options.branch):
-        return run.train(
-            Config.from_toml(options.config, **given) if options.config else Config(**given), options.track
-        )
+        return run.train(config, world, options.track)
     if options.config:
-        given = dataclasses.asdict(Config.from_toml(options.config, **given))
+        given = dataclasses.asdict(config)
     if options.resume:
-        return run.resume(Path(options.resume), given, options.track)
+        return run.resume(Path(options.resume), given, world, options.track)
     source, _, epochs = options.branch.rpartition("@")
     if not source or not epochs.isdecimal() or int(epochs) < 1:
         raise InputError(f"--branch {options.branch} is not allowed; it has to be a run's folder, '@' and an epoch.")
-    return run.branch(Path(source), int(epochs), given, options.track)
+    return run.branch(Path(source), int(epochs), given, world, options.track)
 
 
 def _replay(options: argparse.Namespace) -> int:

@@ -21,7 +21,7 @@ from nanoegg_mlx.errors import InputError
 TABLES = ("model", "evolution", "data", "run")
 HARMLESS = (
     "num_epochs", "validate_every", "checkpoint_every", "keep", "train", "valid", "name", "checkpoints", "engine",
-    "threads", "chunk", "sample_bytes",
+    "threads", "chunk", "sample_bytes", "update", "check_every", "timeout",
 )  # fmt: skip
 """Fields that do not decide what a run computes (`train` and `valid` name files, whose content is checked)."""
 
@@ -114,6 +114,18 @@ class Config:
     engine: str = _field("run", "auto", "which code scores and updates", choices=("auto", "mlx", "cpu"))
     threads: int = _field("run", 0, "threads of the CPU engine (0: all usable cores)", low=0, high=4096)
     chunk: int = _field("run", 0, "members scored at a time, which bounds memory (0: chosen)", low=0, high=2**30)
+    update: str = _field(
+        "run",
+        "auto",
+        "in a job of several processes, whether each sums all votes or a share of them (auto: what is measured faster)",
+        choices=("auto", "replicated", "sharded"),
+    )
+    check_every: int = _field(
+        "run", 100, "epochs between comparisons of the processes' parameters (0: only with checkpoints)", low=0
+    )
+    timeout: float = _field(
+        "run", 60.0, "seconds beyond the expected that a process waits for the others", above=0, high=86400
+    )
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):

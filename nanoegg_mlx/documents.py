@@ -34,7 +34,7 @@ class Position:
     bits_per_byte: float
 
 
-class Tally:
+class RowTally:
     """What rows of text cost, in sums per row. `add` takes all rows' next tokens; `joined` puts groups together."""
 
     def __init__(self, rows: int) -> None:
@@ -108,9 +108,9 @@ class Tally:
         np.add.at(self.sums, rows, _moments(documents))
 
     @staticmethod
-    def joined(tallies: Sequence[Tally]) -> Tally:
+    def joined(tallies: Sequence[RowTally]) -> RowTally:
         """The tally of all rows, from those of consecutive groups of them."""
-        whole = Tally(0)
+        whole = RowTally(0)
         for name in vars(whole):
             setattr(whole, name, np.concatenate([getattr(tally, name) for tally in tallies]))
         return whole

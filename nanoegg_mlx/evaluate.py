@@ -15,7 +15,8 @@ import numpy as np
 
 from nanoegg_mlx.config import Config
 from nanoegg_mlx.data import check_vocabulary, checked_tokens
-from nanoegg_mlx.documents import Position, Tally
+from nanoegg_mlx.distributed import World
+from nanoegg_mlx.documents import Position, RowTally
 from nanoegg_mlx.engines import make_engine
 from nanoegg_mlx.errors import InputError
 from nanoegg_mlx.fixed_point import ONE
@@ -71,7 +72,7 @@ class Evaluation:
     exact_bits_per_byte: float
     """The normalised code length, float64."""
     standard_error: float | None
-    """Of the exact figure, over documents (`Tally.standard_error` has the formula); None for fewer than two."""
+    """Of the exact figure, over documents (`RowTally.standard_error` has the formula); None for fewer than two."""
     documents: int
     """Documents that the text has, or has parts of; one that rows cut is one."""
     by_position: tuple[Position, ...]
@@ -87,26 +88,38 @@ def evaluate(
     tokens: np.ndarray,
     config: Config,
     progress: Callable[[int], object] = lambda tokens: None,
+    world: World | None = None,
 ) -> Evaluation:
     """All figures of a text, in one pass, in memory that its length does not matter for.
 
+    In a job of several processes each rank reads a share of the rows, and all have the figures.
+
     Args:
         params, tokens, config: as for `validate`, and raising the same.
-        progress: called with the number of tokens just done.
+        progress: called with the number of tokens just done, of this rank's rows.
+        world: the job's processes, which all call this together; by default this one alone.
     """
     started = time.perf_counter()
+    world = World() if world is None else world
     rows = _checked_rows(params, tokens, config)
-    return summarise(read_rows(params, rows, config, progress), time.perf_counter() - started)
+    share = world.share(len(rows))
+    own = config.replace(threads=world.threads(config.threads))
+    tally = read_rows(params, rows[share.start : share.stop], own, progress)
+    # A rank without a row cannot tell how long the others may take for theirs.
+    expected = time.perf_counter() - started if share else 30 * world.timeout
+    return summarise(_gathered(tally, len(rows), world, expected), time.perf_counter() - started)
 
 
 def read_rows(
     params: Params, rows: np.ndarray, config: Config, progress: Callable[[int], object] = lambda tokens: None
-) -> Tally:
+) -> RowTally:
     """What each of some consecutive rows (B, m) uint8 costs, read from a zero state."""
     B, m = rows.shape
+    tally = RowTally(B)
+    if B == 0:
+        return tally
     engine = make_engine(config)
     states = np.zeros((B, config.n_layer, config.n_embd), np.int8)
-    tally = Tally(B)
     for first in range(0, m - 1, _WINDOW):
         window = rows[:, first : first + _WINDOW + 1]
         inputs, targets = window[:, :-1], window[:, 1:]
@@ -118,7 +131,7 @@ def read_rows(
     return tally
 
 
-def summarise(tally: Tally, seconds: float) -> Evaluation:
+def summarise(tally: RowTally, seconds: float) -> Evaluation:
     """The figures of a text whose rows have all been read."""
     documents, standard_error = tally.standard_error()
     return Evaluation(
@@ -131,6 +144,14 @@ def summarise(tally: Tally, seconds: float) -> Evaluation:
         rows=len(tally.bits),
         seconds=seconds,
     )
+
+
+def _gathered(mine: RowTally, rows: int, world: World, expected: float) -> RowTally:
+    """The tally of all rows, from those of every rank's share of them."""
+    whole = RowTally(0)
+    for name, values in vars(mine).items():
+        setattr(whole, name, world.gather_shares(values, rows, "the validation figures", expected))
+    return whole
 
 
 def _checked_rows(params: Params, tokens: np.ndarray, config: Config) -> np.ndarray:

@@ -15,6 +15,8 @@ import numpy as np
 from nanoegg_mlx.config import Config
 from nanoegg_mlx.fixed_point import MAX_INT8, ONE, clip, exact_matmul
 from nanoegg_mlx.noise import LowRank, Noise, Perturbation
+from nanoegg_mlx.params import Params
+from nanoegg_mlx.tally import sum_of_squares
 
 MAX_NOISE = 86
 """Largest magnitude of a perturbation's draw."""
@@ -30,13 +32,20 @@ def fitness(scores: np.ndarray, fast: bool) -> np.ndarray:
     Returns:
         (N/2,) int8: in {-1, 0, 1}, or in [-127, 127].
     """
-    difference = scores[0::2].astype(np.int64) - scores[1::2]
+    return fitness_of(differences(scores), fast)
+
+
+def differences(scores: np.ndarray) -> np.ndarray:
+    """(P,) int64: what the even member of each pair has more than the odd one, from (2 P,) integer scores."""
+    return scores[0::2].astype(np.int64) - scores[1::2]
+
+
+def fitness_of(differences: np.ndarray, fast: bool) -> np.ndarray:
+    """`fitness` from the differences of all pairs, (N/2,) integers."""
     if fast:
-        return np.sign(difference).astype(np.int8)
-    # Python's integers cannot overflow where a population's squared differences could.
-    squares = sum(int(d) * int(d) for d in difference)
-    rms = max(math.isqrt(squares // len(difference)), 1)
-    return np.clip(ONE * difference // rms, -MAX_INT8, MAX_INT8).astype(np.int8)
+        return np.sign(differences).astype(np.int8)
+    rms = max(math.isqrt(sum_of_squares(differences) // len(differences)), 1)
+    return np.clip(ONE * differences.astype(np.int64) // rms, -MAX_INT8, MAX_INT8).astype(np.int8)
 
 
 def alpha_at(config: Config, epoch: int) -> float:
@@ -124,3 +133,11 @@ def move(parameter: mx.array, Z: mx.array, bound: int, fast_fitness: bool) -> mx
     stays = mx.abs(Z) < -(-bound // ONE)
     direction = mx.where(stays, 0, mx.where(Z > 0, 1, -1))
     return clip(parameter.astype(mx.int32) + direction).astype(mx.int8)
+
+
+def step(params: Params, Z: dict[str, mx.array], config: Config, epoch: int) -> Params:
+    """The parameters after an epoch's votes: `move` of every leaf, evaluated. `params` stay as they were."""
+    bound = vote_bound(config, epoch)
+    moved = {name: move(params[name], Z[name], bound, config.fast_fitness) for name in params}
+    mx.eval(moved)
+    return moved

@@ -9,6 +9,9 @@ validation, stands for the initial parameters. Every line has
     moved_matrix, moved_vector                share of entries that the update changed
     alpha, threshold                          share that pure noise would move; sixteenths of a standard deviation
     tokens_per_second, generate_seconds, update_seconds
+    exchange_seconds, wire_bytes, sharded     in a job of several processes: seconds until all fitness was there, bytes of
+                                              payload that rank 0 has sent since the line before, and whether each
+                                              process summed a share of the votes; else 0, 0, false
     validation, validation_exact              bits per byte: the reference's figure and the exact one, or null
     seconds, rss_mb                           training time up to here; resident memory in MiB
 
@@ -57,16 +60,16 @@ def record(epochs: int, tokens: int, result: EpochResult | None, validation: Eva
         validation: of the parameters after it, if there was one.
 
     Returns:
-        Losses and validation in bits per byte, shares in [0, 1], times in seconds, `rss_mb` in MiB.
+        Losses and validation in bits per byte, shares in [0, 1], times in seconds. The caller adds `seconds` since the
+        run began, `rss_mb` in MiB and `wire_bytes`, the payload that rank 0 of a job has sent since the line before.
     """
     line: Record = {"epoch": epochs, "tokens": tokens}
     if result is not None:
-        losses = result.losses
         line |= {
-            "loss_mean": float(losses.mean()),
-            "loss_min": float(losses.min()),
-            "loss_max": float(losses.max()),
-            "loss_std": float(losses.std()),
+            "loss_mean": result.loss_mean,
+            "loss_min": result.loss_min,
+            "loss_max": result.loss_max,
+            "loss_std": result.loss_std,
             "ties": float(np.mean(result.fitness == 0)),
             "moved_matrix": result.moved["matrix"],
             "moved_vector": result.moved["vector"],
@@ -75,6 +78,8 @@ def record(epochs: int, tokens: int, result: EpochResult | None, validation: Eva
             "tokens_per_second": result.tokens_per_second,
             "generate_seconds": result.generate_seconds,
             "update_seconds": result.update_seconds,
+            "exchange_seconds": result.exchange_seconds,
+            "sharded": result.sharded,
         }
     line["validation"] = validation and validation.bits_per_byte
     line["validation_exact"] = validation and validation.exact_bits_per_byte

@@ -5,6 +5,8 @@
                          metrics.jsonl    one line an epoch (metrics.py)
                          epoch-00000100/  checkpoints (checkpoint.py), with the links `latest` and `best`
 
+In a job of several processes (distributed.py) rank 0 alone reads and writes all this; the others follow it.
+
 The order of writing is what makes a run exact: an epoch's vote and line are appended before the checkpoint that
 includes it is put in place, and after a crash both are cut back to the checkpoint that is resumed.
 """
@@ -16,136 +18,235 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
-from functools import partial
+from dataclasses import asdict, dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
 from nanoegg_mlx import baselines, checkpoint, display, metrics
-from nanoegg_mlx.config import HARMLESS, Config
+from nanoegg_mlx.config import HARMLESS, Config, from_dict
 from nanoegg_mlx.data import check_vocabulary, fingerprint, load_tokens
+from nanoegg_mlx.distributed import World
 from nanoegg_mlx.durable import AppendOnly, Lock, sync_folder, write_file
 from nanoegg_mlx.engines import missed_speed
 from nanoegg_mlx.errors import InputError
 from nanoegg_mlx.evaluate import Evaluation, evaluate, validation_rows
 from nanoegg_mlx.machine import machine
+from nanoegg_mlx.params import Params
 from nanoegg_mlx.replay import params_at
 from nanoegg_mlx.sample import generate, text_of
+from nanoegg_mlx.shares import params_digest, spread_params, spread_states
 from nanoegg_mlx.tracking import Tracking
-from nanoegg_mlx.train import Epoch, Trainer
+from nanoegg_mlx.train import Epoch, EpochResult, Trainer
 from nanoegg_mlx.votes import config_frame, size_before, start_votes, vote_frame
 
 T = TypeVar("T")
 
 
-def train(config: Config, track: Sequence[str] = ()) -> int:
+LOCAL = ("train", "valid", "checkpoints", "name", "keep", "engine", "threads", "chunk", "timeout")
+"""Config fields that each rank of a job may have its own way; rank 0's are those that the run records."""
+
+
+def train(config: Config, world: World | None = None, track: Sequence[str] = ()) -> int:
     """Trains a new run for `config.num_epochs` epochs into a new folder under `config.checkpoints`.
 
     Args:
         config: the run's.
+        world: the job's processes, which all call this together; by default this one alone.
         track: names of tracking.TRACKERS.
 
     Returns:
-        The command's exit code: 0 also after SIGTERM, 130 after Ctrl-C; the last whole epoch is in a checkpoint.
+        The command's exit code: 0 also after SIGTERM, 130 after Ctrl-C; the last whole epoch is in a checkpoint. Ranks
+        other than 0 return 0.
 
     Raises:
         InputError: the config and the caches do not fit; nothing has been written then.
         OSError: the disk is full or fails; the newest whole checkpoint stays, and the run can be resumed.
+        JobError: a rank is lost or has other bits; the newest checkpoint stays, and the run can be resumed.
     """
-    corpus = Corpus(config)
-    trainer = Trainer(config, corpus.train)
+    world = World() if world is None else world
+    world.agree(_of_all(asdict(config)), "its configuration")
+    corpus, trainer = _prepared(config, world)
     with ExitStack() as stack:
-        folder = new_folder(config)
-        stack.callback(Lock(folder).release)
-        write_file(folder / "config.toml", config.to_toml().encode())
-        votes = start_votes(folder / "votes.bin", config)
-        return _Run(folder, trainer, corpus, votes, {}, track).go()
+
+        def begin() -> _Books:
+            folder = new_folder(config)
+            stack.callback(Lock(folder).release)
+            write_file(folder / "config.toml", config.to_toml().encode())
+            return _Books(folder, trainer, corpus, start_votes(folder / "votes.bin", config), {}, track)
+
+        return _Run(trainer, corpus, world.on_root(begin, "rank 0 to begin the run")).go()
 
 
-def resume(folder: Path, changes: Mapping[str, Any], track: Sequence[str] = ()) -> int:
-    """Continues a run bit for bit from its newest whole checkpoint.
+def resume(folder: Path, changes: Mapping[str, Any], world: World | None = None, track: Sequence[str] = ()) -> int:
+    """Continues a run bit for bit from its newest whole checkpoint, with any number of processes.
 
     Args:
-        folder: the run's.
+        folder: the run's; only rank 0 needs to see it.
         changes: config fields with their new values; those that decide the result have to be what they were.
+        world: as for `train`.
         track: names of tracking.TRACKERS.
 
     Returns, raises:
         As `train`; also InputError where the run is in use, has nothing to resume, would change, or where the
         caches do not hold what it was trained on.
     """
-    if not (folder / "config.toml").exists():
-        raise InputError(f"There is no run to resume in {folder}; a run's folder has a config.toml.")
+    world = World() if world is None else world
+    world.agree({"options": _of_all(changes)}, "its options")
     with ExitStack() as stack:
-        stack.callback(Lock(folder).release)
-        config = _changed(Config.from_toml(folder / "config.toml"), changes, folder)
-        corpus = Corpus(config)
-        opened = checkpoint.load(folder) if checkpoint.folders(folder) else None
-        if opened:
-            corpus.check(opened.info.get("data"), folder)
-            trainer = Trainer(config, corpus.train, params=opened.params, states=opened.states(), epoch=opened.epoch)
-        else:
-            trainer = Trainer(config, corpus.train)
-        votes = _votes_from(folder / "votes.bin", config, trainer.epoch)
-        checkpoint.remove_leftovers(folder)
-        _set_aside(folder, trainer.epoch)
-        write_file(folder / "config.toml", config.to_toml().encode())
-        return _Run(folder, trainer, corpus, votes, opened.info if opened else {}, track).go()
+
+        def look() -> _Source:
+            if not (folder / "config.toml").exists():
+                raise InputError(f"There is no run to resume in {folder}; a run's folder has a config.toml.")
+            stack.callback(Lock(folder).release)
+            config = _changed(Config.from_toml(folder / "config.toml"), changes, folder)
+            if not checkpoint.folders(folder):
+                return _Source(config, 0, {})
+            opened = checkpoint.load(folder)
+            return _Source(config, opened.epoch, opened.info, opened.params, opened.states)
+
+        source = world.on_root(look, "rank 0 to open the run")
+        config = _config_of(source, changes, world)
+
+        def check(corpus: Corpus) -> None:
+            if source and source.params:
+                corpus.check(source.info.get("data"), folder)
+
+        corpus, trainer = _prepared(config, world, source, check)
+
+        def begin() -> _Books:
+            votes = _votes_from(folder / "votes.bin", config, trainer.epoch)
+            checkpoint.remove_leftovers(folder)
+            _set_aside(folder, trainer.epoch)
+            write_file(folder / "config.toml", config.to_toml().encode())
+            return _Books(folder, trainer, corpus, votes, source.info if source else {}, track)
+
+        return _Run(trainer, corpus, world.on_root(begin, "rank 0 to resume the run")).go()
 
 
-def branch(source: Path, epochs: int, changes: Mapping[str, Any], track: Sequence[str] = ()) -> int:
+def branch(
+    source: Path, epochs: int, changes: Mapping[str, Any], world: World | None = None, track: Sequence[str] = ()
+) -> int:
     """Begins a new run with the parameters that another one had after `epochs` epochs.
 
     They come from the source's checkpoint of that epoch, and the members' states with them; where there is none, from
     its votes, and the states are zeros. The new run's votes.bin and metrics.jsonl begin with the source's.
 
     Args:
-        source: the other run's folder.
+        source: the other run's folder; only rank 0 needs to see it.
         epochs: epochs done, at least 1.
         changes: config fields with their new values; n_layer, n_embd and vocab_size have to be what they were.
+        world: as for `train`.
         track: names of tracking.TRACKERS.
 
     Returns, raises:
         As `train`; also InputError where the source has no such epoch or another model.
     """
-    if not (source / "config.toml").exists():
-        raise InputError(f"There is no run to branch from in {source}; a run's folder has a config.toml.")
-    config = Config.from_toml(source / "config.toml").replace(**changes)
-    corpus = Corpus(config)
-    info: dict[str, Any] = {}
-    states: np.ndarray | None = None
-    folder = source / f"epoch-{epochs:08d}"
-    if folder.exists():
+    world = World() if world is None else world
+    world.agree({"options": _of_all(changes)}, "its options")
+
+    def look() -> _Source:
+        if not (source / "config.toml").exists():
+            raise InputError(f"There is no run to branch from in {source}; a run's folder has a config.toml.")
+        config = Config.from_toml(source / "config.toml").replace(**changes)
+        folder = source / f"epoch-{epochs:08d}"
+        if not folder.exists():
+            _, params = params_at(source / "votes.bin", epochs, config.engine, config.threads)
+            return _Source(config, epochs, {}, params)
         opened = checkpoint.open_whole(folder)
-        params, info = opened.params, opened.info
-        if opened.states().shape == (config.population, config.n_layer, config.n_embd):
-            states = opened.states()
-    else:
-        _, params = params_at(source / "votes.bin", epochs, config.engine, config.threads)
-    trainer = Trainer(config, corpus.train, params=params, states=states, epoch=epochs)
-    whole = size_before(source / "votes.bin", epochs)
-    if whole is None:
-        raise InputError(f"{source / 'votes.bin'} holds less than {epochs} epochs; branch from an earlier one.")
-    with (source / "votes.bin").open("rb") as file:
-        past = file.read(whole)
+        fits = all(
+            getattr(opened.config, name) == getattr(config, name) for name in ("population", "n_layer", "n_embd")
+        )
+        return _Source(config, epochs, opened.info, opened.params, opened.states if fits else None)
+
+    found = world.on_root(look, "rank 0 to find the epoch")
+    config = _config_of(found, changes, world)
+    corpus, trainer = _prepared(config, world, found)
     with ExitStack() as stack:
-        folder = new_folder(config)
-        stack.callback(Lock(folder).release)
-        votes = AppendOnly(folder / "votes.bin", 0)
-        votes.append(past + config_frame(config, epochs))
-        lines = AppendOnly(folder / "metrics.jsonl", 0)
-        if (source / "metrics.jsonl").exists():
-            for line in metrics.iterate(source / "metrics.jsonl"):
-                if line["epoch"] <= epochs:
-                    lines.append(metrics.encode(line))
-        lines.close()
-        run = _Run(folder, trainer, corpus, votes, info, track)
+
+        def begin() -> _Books:
+            whole = size_before(source / "votes.bin", epochs)
+            if whole is None:
+                raise InputError(f"{source / 'votes.bin'} holds less than {epochs} epochs; branch from an earlier one.")
+            with (source / "votes.bin").open("rb") as file:
+                past = file.read(whole)
+            folder = new_folder(config)
+            stack.callback(Lock(folder).release)
+            votes = AppendOnly(folder / "votes.bin", 0)
+            votes.append(past + config_frame(config, epochs))
+            lines = AppendOnly(folder / "metrics.jsonl", 0)
+            if (source / "metrics.jsonl").exists():
+                for line in metrics.iterate(source / "metrics.jsonl"):
+                    if line["epoch"] <= epochs:
+                        lines.append(metrics.encode(line))
+            lines.close()
+            return _Books(folder, trainer, corpus, votes, found.info if found else {}, track)
+
+        books = world.on_root(begin, "rank 0 to begin the run")
+        run = _Run(trainer, corpus, books)
         run.save()
         # Only now: what has a config.toml can be resumed, and this run could not begin again from its seed.
-        write_file(folder / "config.toml", config.to_toml().encode())
+        if books:
+            write_file(books.folder / "config.toml", config.to_toml().encode())
         return run.go()
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What a run continues from."""
+
+    config: Config
+    epoch: int
+    info: Mapping[str, Any]
+    """checkpoint.json, if it is a checkpoint."""
+    params: Params | None = None
+    """None: the seed's."""
+    states: Callable[[], np.ndarray] | None = None
+    """Reads them, (N, L, D) int8; None: zeros."""
+
+
+def _of_all(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Those config fields that all ranks of a job have to agree on."""
+    return {name: fields[name] for name in sorted(fields) if name not in LOCAL}
+
+
+def _config_of(source: _Source | None, changes: Mapping[str, Any], world: World) -> Config:
+    """The config that rank 0 has found, with what this rank has its own way."""
+    config = from_dict(world.tell(asdict(source.config) if source else None, "the run's configuration"))
+    return config.replace(**{name: changes[name] for name in changes if name in LOCAL})
+
+
+def _prepared(
+    config: Config,
+    world: World,
+    source: _Source | None = None,
+    check: Callable[[Corpus], object] = lambda corpus: None,
+) -> tuple[Corpus, Trainer]:
+    """The caches and the trainer of each rank, in step.
+
+    Args:
+        source: what rank 0 has to continue from.
+        check: raises InputError where these caches are not the right ones; called on rank 0.
+    """
+    world.timeout = config.timeout
+    corpus = world.together(lambda: Corpus(config), "all ranks to open their caches")
+    world.agree(corpus.identity, "the content of its caches")
+    world.on_root(lambda: check(corpus), "rank 0 to compare the caches")
+    whole, reads, epoch = world.tell(
+        source and (source.params is not None, source.states is not None, source.epoch), "where to begin"
+    ) or (False, False, 0)
+    params, states = None, None
+    if whole:
+        params = spread_params(source.params if source else None, config, world)
+    if reads:
+        states = spread_states(source.states() if source and source.states else None, config, world)
+    trainer = world.together(
+        lambda: Trainer(config, corpus.train, params=params, states=states, epoch=epoch, world=world),
+        "all ranks to be ready",
+    )
+    return corpus, trainer
 
 
 class Corpus:
@@ -158,13 +259,14 @@ class Corpus:
         self.train = load_tokens(config.train)
         self._names = {"train": config.train, "valid": config.valid}
 
+    @cached_property
     def identity(self) -> dict[str, dict[str, Any]]:
         """Sizes and SHA-256 of both, for checkpoint.json."""
         return {"train": fingerprint(self.train), "valid": fingerprint(self.valid)}
 
     def check(self, recorded: Any, run: Path) -> None:
         """Raises InputError where the caches are not those that `identity` recorded."""
-        now = self.identity()
+        now = self.identity
         for name, path in self._names.items():
             if not isinstance(recorded, dict) or recorded.get(name) != now[name]:
                 raise InputError(f"The cache {path} is not the one that {run} was trained with: its content differs.")
@@ -187,7 +289,90 @@ def new_folder(config: Config) -> Path:
 
 
 class _Run:
-    """A run between two epochs: the trainer, and the files that it writes."""
+    """A run between two epochs: the trainer on every rank, and on rank 0 the books that it keeps."""
+
+    def __init__(self, trainer: Trainer, corpus: Corpus, books: _Books | None) -> None:
+        self.trainer, self.corpus, self.books = trainer, corpus, books
+        self.config, self.world = trainer.config, trainer.world
+
+    def go(self) -> int:
+        """Trains up to the last epoch or until a signal; the exit code."""
+        try:
+            with Stop(together=self.world.size > 1) as stop:
+                self._first(stop)
+                while self.trainer.epoch < self.config.num_epochs and not stop.signal:
+                    self._epoch(stop)
+                self.save()
+        finally:
+            if self.books:
+                self.books.close()
+        if self.books:
+            self.books.report(stop.signal)
+            return 130 if stop.signal == signal.SIGINT else 0
+        return 0
+
+    def _first(self, stop: Stop) -> None:
+        """Validates and saves what the run begins with, unless that was done."""
+        new, saved = self.world.tell(self.books and self.books.begun(), "rank 0 to look at the run")
+        if new:
+            validation = stop.attempt(partial(self._validate, self.trainer.params))
+            if validation is None:
+                return
+            if self.books:
+                self.books.log(None, validation)
+        if not saved:
+            self.save()
+
+    def _epoch(self, stop: Stop) -> None:
+        """One epoch: computed and validated whole, and only then written down and made the trainer's state."""
+        computed = stop.attempt(partial(self._compute, stop))
+        if computed is None:
+            return
+        epoch, validation = computed
+        if self.books:
+            self.books.vote(epoch.result)
+        self.trainer.accept(epoch)
+        if self.books:
+            self.books.log(epoch.result, validation)
+        stop.heard(epoch.flags)
+        if _due(self.trainer.epoch, self.config.checkpoint_every):
+            self.save()
+        elif _due(self.trainer.epoch, self.config.check_every):
+            self._compare()
+
+    def _compute(self, stop: Stop) -> tuple[Epoch, Evaluation | None]:
+        epoch = self.trainer.propose(flag=lambda: stop.came or 0)
+        done = epoch.result.epoch + 1
+        if done == self.config.num_epochs or _due(done, self.config.validate_every):
+            return epoch, self._validate(epoch.params)
+        return epoch, None
+
+    def _validate(self, params: Params) -> Evaluation:
+        return evaluate(params, self.corpus.valid, self.config, world=self.world)
+
+    def _compare(self) -> None:
+        """Raises JobError where the ranks have not the same parameters."""
+        self.world.compare(lambda: params_digest(self.trainer.params), f"the parameters of epoch {self.trainer.epoch}")
+
+    def save(self) -> None:
+        """Puts a checkpoint of the present state in place, once all ranks are found to have the same."""
+        self._compare()
+        states = self.trainer.gather_states()
+        size = self.config.population * self.config.n_layer * self.config.n_embd
+
+        def write() -> None:
+            if self.books:
+                self.books.save(states)
+
+        self.world.on_root(write, "rank 0 to write a checkpoint", expected=size / _SLOW_DISK)
+
+
+_SLOW_DISK = 20e6
+"""Bytes a second that a checkpoint may be expected to be written with."""
+
+
+class _Books:
+    """What rank 0 writes down of a run, and shows."""
 
     def __init__(
         self,
@@ -204,78 +389,41 @@ class _Run:
         last = self.metrics.last or {}
         self.tokens = int(info.get("tokens", last.get("tokens", 0)))
         self.seconds = float(info.get("seconds", last.get("seconds", 0.0)))
-        self.data = corpus.identity()
+        self.sent = trainer.world.sent
+        self.data = corpus.identity
         self.display = display.Display(self.config, trainer.epoch)
         self.tracking = Tracking(track, folder, self.config, trainer.epoch, self.display.say)
+        self.begin = trainer.epoch
         self.started = time.perf_counter()
-
-    def go(self) -> int:
-        """Trains up to the last epoch or until a signal; the exit code."""
-        config, trainer = self.config, self.trainer
-        begun = trainer.epoch
+        config, ranks = self.config, trainer.world.size
         self.display.say(
             f"{self.folder}: {config.n_layer} layer{'s' * (config.n_layer > 1)}, {config.n_embd} wide, "
-            f"population {config.population}, epochs {begun} to {config.num_epochs} of "
+            f"population {config.population}, epochs {trainer.epoch} to {config.num_epochs} of "
             f"{config.population * config.tokens_per_update:,} tokens, engine {trainer.engine.name}"
+            + (f", {ranks} processes" if ranks > 1 else "")
         )
         if note := missed_speed(config):
             self.display.say(note)
-        try:
-            with Stop() as stop:
-                self._first(stop)
-                while trainer.epoch < config.num_epochs and not stop.signal:
-                    self._epoch(stop)
-                self.save()
-        finally:
-            self.display.close()
-            self.votes.close()
-            self.metrics.close()
-            self.tracking.close()
-        epochs = trainer.epoch - begun
-        print(f"{epochs} epochs in {time.perf_counter() - self.started:,.1f} s; checkpoint {self.folder / 'latest'}")
-        if stop.signal:
-            print(f"Stopped by {stop.signal.name} after epoch {trainer.epoch} of {config.num_epochs}; ", end="")
-            print(f"`nanoegg train --resume {self.folder}` goes on.")
-        print(summary(self.metrics.validations, self.corpus.valid))
-        return 130 if stop.signal == signal.SIGINT else 0
 
-    def _first(self, stop: Stop) -> None:
-        """Validates and saves what the run begins with, unless that was done."""
-        if not self.metrics.last and self.trainer.epoch == 0:
-            validation = stop.attempt(partial(evaluate, self.trainer.params, self.corpus.valid, self.config))
-            if validation is None:
-                return
-            self._log(metrics.record(0, 0, None, validation))
-        if not checkpoint.folders(self.folder):
-            self.save()
+    def begun(self) -> tuple[bool, bool]:
+        """Whether the run is at its very beginning, and whether it has a checkpoint."""
+        return not self.metrics.last and self.trainer.epoch == 0, bool(checkpoint.folders(self.folder))
 
-    def _epoch(self, stop: Stop) -> None:
-        """One epoch: computed and validated whole, and only then written down and made the trainer's state."""
-        computed = stop.attempt(self._compute)
-        if computed is None:
-            return
-        epoch, validation = computed
-        self.tokens += epoch.result.tokens
-        self.votes.append(vote_frame(self.config, epoch.result.epoch, epoch.result.fitness))
-        self.trainer.accept(epoch)
-        self._log(metrics.record(self.trainer.epoch, self.tokens, epoch.result, validation))
-        if _due(self.trainer.epoch, self.config.checkpoint_every):
-            self.save()
+    def vote(self, result: EpochResult) -> None:
+        """Appends an epoch's vote, before the epoch is the trainer's state."""
+        self.tokens += result.tokens
+        self.votes.append(vote_frame(self.config, result.epoch, result.fitness))
 
-    def _compute(self) -> tuple[Epoch, Evaluation | None]:
-        epoch = self.trainer.propose()
-        done = epoch.result.epoch + 1
-        if done == self.config.num_epochs or _due(done, self.config.validate_every):
-            return epoch, evaluate(epoch.params, self.corpus.valid, self.config)
-        return epoch, None
-
-    def _log(self, line: metrics.Record) -> None:
+    def log(self, result: EpochResult | None, validation: Evaluation | None) -> None:
+        """Appends and shows the line of the metrics for the trainer's state."""
+        line = metrics.record(self.trainer.epoch, self.tokens, result, validation)
+        sent, self.sent = self.sent, self.trainer.world.sent
         seconds = self.seconds + time.perf_counter() - self.started
-        line |= {"seconds": seconds, "rss_mb": metrics.resident_mb()}
+        line |= {"seconds": seconds, "rss_mb": metrics.resident_mb(), "wire_bytes": self.sent - sent}
         if line["validation"] is not None:
             line["weights"] = metrics.weight_histogram(self.config, self.trainer.params)
-        if line["validation"] is not None and self.config.sample_bytes:
-            line["sample"] = self._sample()
+            if self.config.sample_bytes:
+                line["sample"] = self._sample()
         self.metrics.append(line)
         self.display.epoch(line)
         self.tracking.log(line)
@@ -285,8 +433,8 @@ class _Run:
         config, engine = self.config, self.trainer.engine
         return text_of(generate(self.trainer.params, config, tokens=config.sample_bytes, engine=engine))
 
-    def save(self) -> None:
-        """Puts a checkpoint of the present state in place, after all that it stands on is on the disk."""
+    def save(self, states: np.ndarray | None) -> None:
+        """Puts a checkpoint in place, after all that it stands on is on the disk; states: (N, L, D) int8."""
         self.votes.sync()
         self.metrics.sync()
         last = self.metrics.last or {}
@@ -300,15 +448,37 @@ class _Run:
             "machine": machine(),
             "data": self.data,
         }
-        checkpoint.save(self.folder, self.trainer, info)
+        checkpoint.save(self.folder, self.trainer, info, states)
+
+    def report(self, stopped: signal.Signals | None) -> None:
+        """Tells how the run has ended."""
+        epochs, trained = self.trainer.epoch, self.trainer.epoch - self.begin
+        print(f"{trained} epochs in {time.perf_counter() - self.started:,.1f} s; checkpoint {self.folder / 'latest'}")
+        if stopped:
+            print(f"Stopped by {stopped.name} after epoch {epochs} of {self.config.num_epochs}; ", end="")
+            print(f"`nanoegg train --resume {self.folder}` goes on.")
+        print(summary(self.metrics.validations, self.corpus.valid))
+
+    def close(self) -> None:
+        """Closes the files and ends the display."""
+        self.display.close()
+        self.votes.close()
+        self.metrics.close()
+        self.tracking.close()
 
 
 class Stop:
-    """What SIGINT (Ctrl-C) and SIGTERM do inside the `with` block: the first asks for an end, a second ends at once."""
+    """What SIGINT (Ctrl-C) and SIGTERM do inside the `with` block: the first asks for an end, a second ends at once.
 
-    def __init__(self) -> None:
+    In a job of several processes the end is that of the epoch whose flags have told all ranks of the signal.
+    """
+
+    def __init__(self, together: bool = False) -> None:
+        self.came: signal.Signals | None = None
+        """The first signal that came to this process."""
         self.signal: signal.Signals | None = None
-        """The first signal that came."""
+        """The signal that ends the run."""
+        self._together = together
         self._abandoning = False
         self._handlers: dict[int, Any] = {}
 
@@ -321,10 +491,18 @@ class Stop:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
 
+    def heard(self, flags: Sequence[int]) -> None:
+        """Takes in what signal each rank of the job had got, or 0: the first one ends the run on all of them."""
+        if self._together and any(flags):
+            self.signal = signal.Signals(next(flag for flag in flags if flag))
+
     def attempt(self, compute: Callable[[], T]) -> T | None:
-        """What `compute` returns, or None where a signal came before it was done; it must not change anything."""
+        """What `compute` returns, or None where a signal came before it was done; it must not change anything.
+
+        In a job it is always done: the others count on this rank.
+        """
         try:
-            self._abandoning = True
+            self._abandoning = not self._together
             computed = compute()
             self._abandoning = False
             return computed
@@ -334,7 +512,9 @@ class Stop:
             self._abandoning = False
 
     def _came(self, number: int, frame: object) -> None:
-        self.signal = signal.Signals(number)
+        self.came = signal.Signals(number)
+        if not self._together:
+            self.signal = self.came
         for other in self._handlers:
             signal.signal(other, signal.SIG_DFL)
         if self._abandoning:

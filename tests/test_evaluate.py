@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from nanoegg_mlx import Config, InputError, evaluate, init_params, validate
-from nanoegg_mlx.documents import Tally
+from nanoegg_mlx.documents import RowTally
 from nanoegg_mlx.engines import make_engine
 from nanoegg_mlx.evaluate import summarise, validation_rows
 from tests import oracle
@@ -95,19 +95,19 @@ def documents_of(tokens: np.ndarray, rows: int, code_lengths: np.ndarray) -> tup
     return list(documents.values()), positions
 
 
-def tally_of(tokens: np.ndarray, rows: int, code_lengths: np.ndarray, window: int, group: int) -> Tally:
+def tally_of(tokens: np.ndarray, rows: int, code_lengths: np.ndarray, window: int, group: int) -> RowTally:
     """Read in windows of tokens and groups of rows."""
     width = len(tokens) // rows
     inputs = tokens[: rows * width].reshape(rows, width)[:, :-1]
     tallies = []
     for first in range(0, rows, group):
         part = slice(first, first + group)
-        tally = Tally(len(inputs[part]))
+        tally = RowTally(len(inputs[part]))
         for start in range(0, width - 1, window):
             lengths = code_lengths[part, start : start + window]
             tally.add(inputs[part, start : start + window], -np.rint(16 * lengths).sum(axis=1).astype(int), lengths)
         tallies.append(tally)
-    return Tally.joined(tallies)
+    return RowTally.joined(tallies)
 
 
 @pytest.mark.parametrize("share", [0, 0.003, 0.1, 0.6, 1])

@@ -29,7 +29,7 @@ CONFIG = Config(
     name="t", num_epochs=12, validate_every=5, validation_batch_size=8, checkpoint_every=4, engine=ENGINES[-1],
 )  # fmt: skip
 FOLDER = Path("runs/t")
-TIMES = ("seconds", "rss_mb", "tokens_per_second", "generate_seconds", "update_seconds")
+TIMES = ("seconds", "rss_mb", "tokens_per_second", "generate_seconds", "update_seconds", "exchange_seconds")
 
 
 @pytest.fixture(autouse=True)

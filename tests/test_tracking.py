@@ -101,7 +101,7 @@ def crash(folder: Path) -> None:
 def test_tensorboard(tmp_path: Path) -> None:
     folder = tiny_run(tmp_path, ("tensorboard",))
     crash(folder)
-    assert run.resume(folder, {"num_epochs": 14}, ("tensorboard",)) == 0
+    assert run.resume(folder, {"num_epochs": 14}, track=("tensorboard",)) == 0
     lines = read_metrics(folder / "metrics.jsonl")
     read = events(folder)
     assert len(list((folder / "tensorboard").iterdir())) == 2
@@ -109,7 +109,7 @@ def test_tensorboard(tmp_path: Path) -> None:
     for line in lines:
         for name, value in numbers(line).items():
             expected.setdefault(name, []).append((line["epoch"], np.float32(value)))
-    assert set(read.Tags()["scalars"]) == set(expected) and len(expected) == 17
+    assert set(read.Tags()["scalars"]) == set(expected) and len(expected) == 20
     for name, points in expected.items():
         assert [(event.step, event.value) for event in read.Scalars(name)] == points
     histograms = read.Histograms("weights")
@@ -129,7 +129,7 @@ def test_wandb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert told["epochs"] == 12 and f"wandb: {folder}/wandb" in capsys.readouterr().err
     before = read_metrics(folder / "metrics.jsonl")
     crash(folder)
-    assert run.resume(folder, {"num_epochs": 14}, ("wandb",)) == 0
+    assert run.resume(folder, {"num_epochs": 14}, track=("wandb",)) == 0
     assert json.loads((folder / "wandb.json").read_text()) == {"id": told["id"], "epochs": 14}
     files = sorted(folder.glob("wandb/offline-run-*"))
     assert [path.name.rpartition("-")[2] for path in files] == [told["id"]] * 2

@@ -27,5 +27,5 @@ def tiny_config(folder: Path, **changes: Any) -> Config:
 def tiny_run(folder: Path, track: tuple[str, ...] = (), **changes: Any) -> Path:
     """Trains it and returns the run's folder."""
     config = tiny_config(folder, **changes)
-    assert run.train(config, track) == 0
+    assert run.train(config, track=track) == 0
     return Path(config.checkpoints) / config.name

@@ -62,6 +62,21 @@ class Engine(Protocol):
         """The parameters after an epoch in which pair p had fitness[p]; (N/2,) int8. `params` stay as they were."""
         ...
 
+    def votes(self, params: Params, fitness: np.ndarray, pairs: range, epoch: int) -> dict[str, mx.array]:
+        """The part of an update's sums that some consecutive pairs contribute.
+
+        Args:
+            params: for their shapes.
+            fitness: (N/2,) int8, of all pairs.
+            pairs: whose votes count; may be none.
+            epoch: whose noise it is.
+
+        Returns:
+            Leaf name -> Z of the leaf's shape, `evolve.vote_dtype`. Summed over all pairs, `evolve.step` makes of it
+            what `update` returns.
+        """
+        ...
+
 
 def make_engine(config: Config) -> Engine:
     """The engine that `config.engine` names; `auto` is the CPU engine where MLX's default device is the CPU.

@@ -12,7 +12,7 @@ import numpy as np
 from nanoegg_mlx.config import Config
 from nanoegg_mlx.engines import _native
 from nanoegg_mlx.errors import InputError
-from nanoegg_mlx.evolve import vote_bound
+from nanoegg_mlx.evolve import vote_bound, vote_dtype
 from nanoegg_mlx.noise import leaf_bases
 from nanoegg_mlx.params import Params, leaves
 from nanoegg_mlx.rng import key
@@ -71,6 +71,20 @@ class CPUEngine:
             threads=self.config.threads,
         )
         return {name: mx.array(moved[name]) for name in params}
+
+    def votes(self, params: Params, fitness: np.ndarray, pairs: range, epoch: int) -> dict[str, mx.array]:
+        # Pairs without a vote cost nothing, so the others' are left out by silencing them.
+        some = np.zeros_like(fitness)
+        some[pairs.start : pairs.stop] = fitness[pairs.start : pairs.stop]
+        Z = _native.votes(
+            _as_numpy(params),
+            self._epoch_noise(epoch),
+            some,
+            use_clt=self.config.use_clt,
+            threads=self.config.threads,
+        )
+        dtype = vote_dtype(self.config)
+        return {name: mx.array(Z[name]).astype(dtype) for name in params}
 
     def _epoch_noise(self, epoch: int) -> _native.Noise:
         if self._noise is None or self._noise[0] != epoch:

@@ -13,7 +13,7 @@ import mlx.core as mx
 import numpy as np
 
 from nanoegg_mlx.config import Config
-from nanoegg_mlx.evolve import add_votes, move, vote_bound
+from nanoegg_mlx.evolve import add_votes, step, vote_dtype
 from nanoegg_mlx.noise import Noise, leaf_bases, member_noise, noise_pair, pair_noise
 from nanoegg_mlx.params import Params, leaves
 from nanoegg_mlx.score import Scored, code_lengths, resident_weights, score_tokens
@@ -93,17 +93,17 @@ class MLXEngine:
         return logits, new_states
 
     def update(self, params: Params, fitness: np.ndarray, epoch: int) -> Params:
-        config = self.config
-        bases = leaf_bases(config, epoch)
+        return step(params, self.votes(params, fitness, range(self.config.pairs), epoch), self.config, epoch)
+
+    def votes(self, params: Params, fitness: np.ndarray, pairs: range, epoch: int) -> dict[str, mx.array]:
+        bases = leaf_bases(self.config, epoch)
         Z: dict[str, mx.array] = {}
-        for part in spans(config.pairs, max(self.chunk // 2, 1)):
-            noise = self._noise(bases, range(part.start, part.stop))
-            Z = add_votes(Z, noise, mx.array(fitness[part]), config)
+        for part in spans(len(pairs), max(self.chunk // 2, 1)):
+            some = pairs[part]
+            noise = self._noise(bases, some)
+            Z = add_votes(Z, noise, mx.array(fitness[some.start : some.stop]), self.config)
             mx.eval(Z)
-        bound = vote_bound(config, epoch)
-        moved = {name: move(params[name], Z[name], bound, config.fast_fitness) for name in params}
-        mx.eval(moved)
-        return moved
+        return Z or {name: mx.zeros(value.shape, vote_dtype(self.config)) for name, value in params.items()}
 
     def _window(self, members: int) -> int:
         if mx.default_device() != mx.Device(mx.cpu):
