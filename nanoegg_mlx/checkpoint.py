@@ -157,6 +157,18 @@ def folders(run: Path) -> list[Path]:
     return sorted(found, key=epoch_of)
 
 
+def describe(run: Path) -> list[tuple[Path, dict[str, Any] | None]]:
+    """The run's checkpoints, oldest first, and what each says in checkpoint.json; None where that is damaged."""
+    described: list[tuple[Path, dict[str, Any] | None]] = []
+    for folder in folders(run):
+        try:
+            about = json.loads((folder / "checkpoint.json").read_bytes())
+            described.append((folder, about if about["sha256"] == _seal(about) else None))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            described.append((folder, None))
+    return described
+
+
 def epoch_of(folder: Path) -> int:
     """The epochs done that a checkpoint's name tells."""
     return int(folder.name.removeprefix("epoch-"))

@@ -1,4 +1,5 @@
-"""The command line: `nanoegg prepare | train | eval | bench | info`. Thin: every command is a call of the Python API.
+"""The command line: `nanoegg prepare | train | eval | replay | plot | report | bench | info`. Thin: every command is a
+call of the Python API.
 
 Exit codes: 0 done, 2 bad input (one sentence after `error: `), 130 interrupted.
 """
@@ -21,9 +22,9 @@ import numpy as np
 from tqdm import tqdm
 
 import data_prep.__main__ as prepare
-from nanoegg_mlx import baselines, bench, checkpoint, durable, replay, run
+from nanoegg_mlx import baselines, bench, checkpoint, durable, inspection, plot, replay, report, run, sample, tracking
 from nanoegg_mlx.config import TABLES, Config, describe_range
-from nanoegg_mlx.data import load_tokens
+from nanoegg_mlx.data import read_text
 from nanoegg_mlx.engines import make_engine, native_problem
 from nanoegg_mlx.errors import InputError
 from nanoegg_mlx.evaluate import Evaluation, evaluate
@@ -71,13 +72,20 @@ def _parser() -> Parser:
     start = command.add_mutually_exclusive_group()
     start.add_argument("--resume", metavar="RUN", help="continue the run in this folder, bit for bit")
     start.add_argument("--branch", metavar="RUN@E", help="begin a new run with what RUN had learnt after E epochs")
+    command.add_argument(
+        "--track",
+        action="append",
+        default=[],
+        choices=sorted(tracking.TRACKERS),
+        help="follow the run there as well; may be given twice, and again with --resume",
+    )
     _add_config_options(command)
     command.set_defaults(command=_train)
 
     command = commands.add_parser("eval", help="bits per byte of a checkpoint", formatter_class=_Help)
     command.description = (
         "Measures a checkpoint on a token cache (.npy) or a text file: the reference's integer figure and the exact, "
-        "normalised one. A text file is one document: a 0 byte and its bytes."
+        "normalised one with its standard error over documents. A text file is one document: a 0 byte and its bytes."
     )
     command.add_argument("checkpoint", help="a run's folder (its newest checkpoint) or one checkpoint's")
     command.add_argument("text", nargs="?", help="token cache or text file (default: the run's validation cache)")
@@ -88,9 +96,27 @@ def _parser() -> Parser:
         help="rows that the text is cut into, read in parallel from zero states (default: the run's "
         "validation_batch_size, or 1 if the text is too short for that)",
     )
-    command.add_argument("--baselines", action="store_true", help="unigram, bigram, gzip and xz of the same bytes")
+    command.add_argument(
+        "--by-position",
+        action="store_true",
+        help="bits per byte of a document's byte 1, 2, 3-4, 5-8 ...",
+    )
+    command.add_argument(
+        "--baselines", action="store_true", help="unigram, bigram, trigram, gzip and xz of the same bytes"
+    )
     command.add_argument("--json", action="store_true", help="print one JSON object")
     command.set_defaults(command=_evaluate)
+
+    command = commands.add_parser("sample", help="text from a checkpoint", formatter_class=_Help)
+    sample.add_arguments(command)
+
+    command = commands.add_parser("inspect", help="saturation of a checkpoint's weights and activations")
+    inspection.add_arguments(command)
+
+    command = commands.add_parser("baseline", help="what other models and compressors make of a text")
+    command.description = "Measures a text by other means than this project's model, in the same bits per byte."
+    kinds = command.add_subparsers(metavar="kind", required=True)
+    baselines.add_arguments(kinds)
 
     command = commands.add_parser("replay", help="any epoch's parameters, from a run's votes alone")
     command.description = (
@@ -103,6 +129,12 @@ def _parser() -> Parser:
     command.add_argument("--engine", choices=("auto", "mlx", "cpu"), default="auto", help="(default: auto)")
     command.add_argument("--threads", type=int, default=0, metavar="N", help="of the CPU engine (0: all usable cores)")
     command.set_defaults(command=_replay)
+
+    command = commands.add_parser("plot", help="runs drawn on one page, as PNG or SVG")
+    plot.add_arguments(command)
+
+    command = commands.add_parser("report", help="one run as a self-contained HTML page")
+    report.add_arguments(command)
 
     command = commands.add_parser("bench", help="tokens per second, beside the machine's int8 peak")
     bench.add_arguments(command)
@@ -150,18 +182,21 @@ def _number(kind: type) -> Any:
 
 
 def _train(options: argparse.Namespace) -> int:
+    tracking.need(options.track)
     fields = [field.name for field in dataclasses.fields(Config)]
     given = {name: getattr(options, name) for name in fields if getattr(options, name) is not None}
     if not (options.resume or options.branch):
-        return run.train(Config.from_toml(options.config, **given) if options.config else Config(**given))
+        return run.train(
+            Config.from_toml(options.config, **given) if options.config else Config(**given), options.track
+        )
     if options.config:
         given = dataclasses.asdict(Config.from_toml(options.config, **given))
     if options.resume:
-        return run.resume(Path(options.resume), given)
+        return run.resume(Path(options.resume), given, options.track)
     source, _, epochs = options.branch.rpartition("@")
     if not source or not epochs.isdecimal() or int(epochs) < 1:
         raise InputError(f"--branch {options.branch} is not allowed; it has to be a run's folder, '@' and an epoch.")
-    return run.branch(Path(source), int(epochs), given)
+    return run.branch(Path(source), int(epochs), given, options.track)
 
 
 def _replay(options: argparse.Namespace) -> int:
@@ -235,7 +270,7 @@ def _evaluate(options: argparse.Namespace) -> int:
             )
         )
     else:
-        print(_table(opened, text, evaluation, figures))
+        print(_table(opened, text, evaluation, figures, options.by_position))
     return 0
 
 
@@ -268,31 +303,31 @@ def info() -> dict[str, Any]:
     return about
 
 
-def read_text(path: Path) -> np.ndarray:
-    """The tokens of a cache (.npy), or of a text file as one document: (size,) uint8.
-
-    Raises:
-        InputError: the file cannot be read or is empty, or the cache is no 1-D uint8 array.
-    """
-    if path.suffix == ".npy":
-        return load_tokens(path)
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"The text file {path} cannot be read: {error.strerror}.") from error
-    if not content:
-        raise InputError(f"The text file {path} is empty; an evaluation needs at least one byte.")
-    return np.frombuffer(b"\0" + content, np.uint8)
-
-
-def _table(opened: checkpoint.Checkpoint, text: Path, evaluation: Evaluation, figures: dict[str, float]) -> str:
+def _table(
+    opened: checkpoint.Checkpoint, text: Path, evaluation: Evaluation, figures: dict[str, float], by_position: bool
+) -> str:
+    error = "" if evaluation.standard_error is None else f"{evaluation.standard_error:.4f}"
+    how_sure = f"standard error over {evaluation.documents:,} documents"
+    if not error:
+        how_sure = "no standard error: it needs two documents or more"
     lines = [
         f"{opened.path} (epoch {opened.epoch}) on {text}: {evaluation.tokens:,} tokens in {evaluation.rows:,} rows, "
         f"{evaluation.seconds:.1f} s",
-        f"  {'bits per byte':<24} {evaluation.bits_per_byte:8.4f}   the reference's integer figure",
-        f"  {'exact bits per byte':<24} {evaluation.exact_bits_per_byte:8.4f}   normalised code length",
+        f"  {'bits per byte':<24} {evaluation.bits_per_byte:8.4f}            the reference's integer figure",
+        f"  {'exact bits per byte':<24} {evaluation.exact_bits_per_byte:8.4f} {'±' if error else ' '} {error:<8} "
+        f"normalised code length; {how_sure}",
     ]
-    lines += [f"  {name:<24} {value:8.4f}   of the same bytes" for name, value in figures.items()]
+    if by_position:
+        lines.append(f"  {'byte of a document':<24} {'exact':>8} {'bytes':>14}")
+        for at in evaluation.by_position:
+            if at.first is None:
+                name = "of one a row cut"
+            else:
+                name = f"{at.first:,}" if at.first == at.last else f"{at.first:,}-{at.last:,}"
+            lines.append(f"  {name:<24} {at.bits_per_byte:8.4f} {at.bytes:>14,}")
+    for name, value in figures.items():
+        how = "of the same bytes" + (", fitted to them (empirical entropy)" if name in baselines.ORDERS else "")
+        lines.append(f"  {name:<24} {value:8.4f}            {how}")
     return "\n".join(lines)
 
 

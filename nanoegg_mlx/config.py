@@ -21,7 +21,7 @@ from nanoegg_mlx.errors import InputError
 TABLES = ("model", "evolution", "data", "run")
 HARMLESS = (
     "num_epochs", "validate_every", "checkpoint_every", "keep", "train", "valid", "name", "checkpoints", "engine",
-    "threads", "chunk",
+    "threads", "chunk", "sample_bytes",
 )  # fmt: skip
 """Fields that do not decide what a run computes (`train` and `valid` name files, whose content is checked)."""
 
@@ -108,6 +108,7 @@ class Config:
     validation_batch_size: int = _field(
         "run", 1024, "rows that the validation set is cut into, scored in parallel", low=1
     )
+    sample_bytes: int = _field("run", 0, "bytes of a sample that each validation shows in the log (0: none)", low=0)
     checkpoint_every: int = _field("run", 100, "epochs between checkpoints (0: only at the end)", low=0)
     keep: int = _field("run", 3, "newest checkpoints that are kept, beside the best on validation", low=1)
     engine: str = _field("run", "auto", "which code scores and updates", choices=("auto", "mlx", "cpu"))

@@ -33,6 +33,24 @@ def load_tokens(path: str | Path) -> np.ndarray:
     return checked_tokens(tokens, str(path))
 
 
+def read_text(path: str | Path) -> np.ndarray:
+    """The tokens of a cache (.npy), or of a text file as one document: (size,) uint8.
+
+    Raises:
+        InputError: the file cannot be read or is empty, or the cache is no 1-D uint8 array.
+    """
+    path = Path(path)
+    if path.suffix == ".npy":
+        return load_tokens(path)
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"The text file {path} cannot be read: {error.strerror}.") from error
+    if not content:
+        raise InputError(f"The text file {path} is empty; it has to hold at least one byte.")
+    return np.frombuffer(b"\0" + content, np.uint8)
+
+
 def checked_tokens(tokens: np.ndarray, what: str = "The token array") -> np.ndarray:
     """The tokens themselves, if they are a 1-D uint8 array; raises InputError otherwise."""
     tokens = np.asarray(tokens)

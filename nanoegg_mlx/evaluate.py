@@ -1,7 +1,8 @@
 """Evaluation of unperturbed parameters: the reference's integer bits per byte, and the exact figure.
 
 EXP2 and LOG2 truncate, so the integer figure (spec section 8) is not quite a normalised code length; the exact one
-is log2(sum 2^(l/16)) - l[target]/16 in float64 on the same logits (spec section 5).
+is log2(sum 2^(l/16)) - l[target]/16 in float64 on the same logits (spec section 5). How sure it is, and how it falls
+after a document's start, comes from each token's code length (documents.py).
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ import numpy as np
 
 from nanoegg_mlx.config import Config
 from nanoegg_mlx.data import check_vocabulary, checked_tokens
+from nanoegg_mlx.documents import Position, Tally
 from nanoegg_mlx.engines import make_engine
 from nanoegg_mlx.errors import InputError
 from nanoegg_mlx.fixed_point import ONE
 from nanoegg_mlx.params import Params, check_params
 
 _WINDOW = 128
-"""Tokens of a row between two reports of progress."""
+"""Tokens of a row that are read at a time, which bounds memory."""
 
 
 def validation_rows(tokens: np.ndarray, rows: int) -> np.ndarray:
@@ -62,12 +64,18 @@ def validate(params: Params, valid_tokens: np.ndarray, config: Config) -> tuple[
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Two figures of one text, and what they were measured on."""
+    """Two figures of one text, how sure they are, and what they were measured on."""
 
     bits_per_byte: float
     """Section 8's figure, from integer scores."""
     exact_bits_per_byte: float
     """The normalised code length, float64."""
+    standard_error: float | None
+    """Of the exact figure, over documents (`Tally.standard_error` has the formula); None for fewer than two."""
+    documents: int
+    """Documents that the text has, or has parts of; one that rows cut is one."""
+    by_position: tuple[Position, ...]
+    """The exact figure by distance from the document's start."""
     tokens: int
     """Tokens that were predicted, B m - B."""
     rows: int
@@ -80,7 +88,7 @@ def evaluate(
     config: Config,
     progress: Callable[[int], object] = lambda tokens: None,
 ) -> Evaluation:
-    """Both figures of a text, in one pass.
+    """All figures of a text, in one pass, in memory that its length does not matter for.
 
     Args:
         params, tokens, config: as for `validate`, and raising the same.
@@ -88,25 +96,40 @@ def evaluate(
     """
     started = time.perf_counter()
     rows = _checked_rows(params, tokens, config)
+    return summarise(read_rows(params, rows, config, progress), time.perf_counter() - started)
+
+
+def read_rows(
+    params: Params, rows: np.ndarray, config: Config, progress: Callable[[int], object] = lambda tokens: None
+) -> Tally:
+    """What each of some consecutive rows (B, m) uint8 costs, read from a zero state."""
     B, m = rows.shape
     engine = make_engine(config)
     states = np.zeros((B, config.n_layer, config.n_embd), np.int8)
-    score, code_length = 0, 0.0
+    tally = Tally(B)
     for first in range(0, m - 1, _WINDOW):
         window = rows[:, first : first + _WINDOW + 1]
-        scored = engine.score(params, range(B), None, window[:, :-1], window[:, 1:], states, exact=True)
+        inputs, targets = window[:, :-1], window[:, 1:]
+        scored = engine.score(params, range(B), None, inputs, targets, states, exact=True)
         assert scored.code_lengths is not None
         states = scored.states
-        score += int(scored.scores.sum())
-        code_length += float(scored.code_lengths.sum())
-        progress(B * (window.shape[1] - 1))
-    predicted = B * m - B
+        tally.add(inputs, scored.scores, scored.code_lengths)
+        progress(inputs.size)
+    return tally
+
+
+def summarise(tally: Tally, seconds: float) -> Evaluation:
+    """The figures of a text whose rows have all been read."""
+    documents, standard_error = tally.standard_error()
     return Evaluation(
-        bits_per_byte=-score / (ONE * predicted),
-        exact_bits_per_byte=code_length / predicted,
-        tokens=predicted,
-        rows=B,
-        seconds=time.perf_counter() - started,
+        bits_per_byte=tally.bits_per_byte(),
+        exact_bits_per_byte=tally.exact_bits_per_byte(),
+        standard_error=standard_error,
+        documents=documents,
+        by_position=tally.by_position(),
+        tokens=int(tally.tokens.sum()),
+        rows=len(tally.bits),
+        seconds=seconds,
     )
 
 

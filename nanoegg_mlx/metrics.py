@@ -1,29 +1,50 @@
-"""What a run tells about itself: metrics.jsonl, and a progress bar or plain lines on the terminal.
+"""What a run writes down about itself: metrics.jsonl, one JSON object a line, one line an epoch.
 
-metrics.jsonl has one JSON object a line, one line an epoch, appended whole: safe to tail. `epoch` counts the epochs
-that are done, so line 0 (nothing but a validation) stands for the initial parameters.
+A line is appended whole, so the file is safe to tail. `epoch` counts the epochs that are done: line 0, nothing but a
+validation, stands for the initial parameters. Every line has
+
+    epoch, tokens                             epochs done; tokens that the population has read since the run began
+    loss_mean, loss_min, loss_max, loss_std   over the population, bits per byte
+    ties                                      share of pairs whose fitness is 0
+    moved_matrix, moved_vector                share of entries that the update changed
+    alpha, threshold                          share that pure noise would move; sixteenths of a standard deviation
+    tokens_per_second, generate_seconds, update_seconds
+    validation, validation_exact              bits per byte: the reference's figure and the exact one, or null
+    seconds, rss_mb                           training time up to here; resident memory in MiB
+
+and where there was a validation
+
+    weights                                   53 counts of all matrix entries by value: -127 alone, -126 to -123, then
+                                              49 bins five wide from -122 to 122, 123 to 126, and 127 alone
+    sample                                    what the model wrote by itself, where the config asks for that
+
+so that the spread of the weights, and what of them sits at the limits, can be drawn without any checkpoint.
 """
 
 from __future__ import annotations
 
 import json
+import mmap
 import resource
 import sys
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from nanoegg_mlx.config import Config
 from nanoegg_mlx.durable import AppendOnly
 from nanoegg_mlx.errors import InputError
 from nanoegg_mlx.evaluate import Evaluation
+from nanoegg_mlx.params import Params, leaves
 from nanoegg_mlx.train import EpochResult
 
 Record = dict[str, Any]
 """A line of metrics.jsonl."""
+
+WEIGHT_EDGES = np.array([-127, *range(-126, -121, 4), *range(-117, 123, 5), 123, 127, 128])
+"""(54,) the bins of `weights`: bin i counts the values v with WEIGHT_EDGES[i] <= v < WEIGHT_EDGES[i + 1]."""
 
 
 def record(epochs: int, tokens: int, result: EpochResult | None, validation: Evaluation | None) -> Record:
@@ -60,22 +81,54 @@ def record(epochs: int, tokens: int, result: EpochResult | None, validation: Eva
     return line
 
 
+def weight_histogram(config: Config, params: Params) -> list[int]:
+    """How many entries of all matrices have a value in each bin of WEIGHT_EDGES: 53 counts."""
+    counts = np.zeros(256, np.int64)
+    for leaf in leaves(config):
+        if leaf.kind == "matrix":
+            values = np.array(params[leaf.name]).view(np.uint8).ravel()
+            for start in range(0, len(values), 1 << 20):  # bincount works on a copy in int64
+                counts += np.bincount(values[start : start + (1 << 20)], minlength=256)
+    by_value = np.roll(counts, 128)  # index v + 128; -128 does not occur
+    return [int(count) for count in np.add.reduceat(by_value, WEIGHT_EDGES[:-1] + 128)]
+
+
 class MetricsFile:
-    """The metrics.jsonl of a run that is being trained."""
+    """The metrics.jsonl of a run that is being trained. It is read from its end, and none of it is kept in memory."""
 
     def __init__(self, path: Path, epochs: int) -> None:
-        """Opens or creates the file, and cuts off what lies beyond `epochs` epochs done and a torn last line.
+        """Opens or creates the file, and cuts off what lies beyond `epochs` epochs done and a torn last line."""
+        self.last: Record | None = None
+        """The last line."""
+        self.first_validation: Record | None = None
+        self.last_validation: Record | None = None
+        size = 0
+        for line, end in _backwards(path) if path.exists() else ():
+            if line["epoch"] <= epochs:
+                if self.last is None:
+                    self.last, size = line, end
+                if line.get("validation") is not None:
+                    self.last_validation = line
+                    break
+        if self.last_validation:
+            self.first_validation = next(line for line in iterate(path) if line.get("validation") is not None)
+        self._file = AppendOnly(path, size)
 
-        `lines` is what it holds then.
-        """
-        kept = [(line, end) for line, end in (_scan(path) if path.exists() else []) if line["epoch"] <= epochs]
-        self.lines = [line for line, _ in kept]
-        self._file = AppendOnly(path, kept[-1][1] if kept else 0)
+    @property
+    def validations(self) -> list[Record]:
+        """The first and the last line with a validation; none, one or two lines."""
+        first, last = self.first_validation, self.last_validation
+        if not (first and last):
+            return []
+        return [first] if first["epoch"] == last["epoch"] else [first, last]
 
     def append(self, line: Record) -> None:
         """Adds a line. Raises OSError where it cannot be written."""
         self._file.append(encode(line))
-        self.lines.append(line)
+        self.last = line
+        if line.get("validation") is not None:
+            self.last_validation = line
+            self.first_validation = self.first_validation or line
 
     def sync(self) -> None:
         """Waits until all lines are on the disk."""
@@ -91,33 +144,63 @@ def encode(line: Record) -> bytes:
     return json.dumps(line).encode() + b"\n"
 
 
-def read_metrics(path: Path) -> list[Record]:
-    """The whole lines of a metrics.jsonl, up to a torn one at its end.
+def decode(line: bytes) -> Record:
+    """A line of the file. Raises ValueError where it is no JSON object with a number `epoch`."""
+    try:
+        record = json.loads(line)
+        record["epoch"] + 0
+    except (KeyError, TypeError) as error:
+        raise ValueError("no JSON object with `epoch`") from error
+    return record
+
+
+def iterate(path: Path) -> Iterator[Record]:
+    """The whole lines of a metrics.jsonl one by one, up to a torn one at its end.
 
     Raises:
         InputError: the file cannot be read, or a line before the last is no JSON object with an `epoch`.
     """
-    return [line for line, _ in _scan(path)]
-
-
-def _scan(path: Path) -> list[tuple[Record, int]]:
-    """Each whole line, and where it ends in the file."""
     try:
-        pieces = path.read_bytes().split(b"\n")
+        file = path.open("rb")
     except OSError as error:
         raise InputError(f"The metrics {path} cannot be read: {error.strerror}.") from error
-    lines, end = [], 0
-    for number, piece in enumerate(pieces[:-1], 1):
-        end += len(piece) + 1
-        try:
-            line = json.loads(piece)
-            line["epoch"] + 0
-        except (ValueError, KeyError, TypeError) as error:
-            if number == len(pieces) - 1:
-                break
-            raise InputError(f"Line {number} of {path} is damaged: it has to be a JSON object with `epoch`.") from error
-        lines.append((line, end))
-    return lines
+    with file:
+        for number, piece in enumerate(file, 1):
+            if not piece.endswith(b"\n"):
+                return
+            try:
+                line = decode(piece)
+            except ValueError as error:
+                if not file.readline():
+                    return
+                raise InputError(
+                    f"Line {number} of {path} is damaged: it has to be a JSON object with `epoch`."
+                ) from error
+            yield line
+
+
+def read_metrics(path: Path) -> list[Record]:
+    """All that `iterate` yields, raising the same."""
+    return list(iterate(path))
+
+
+def _backwards(path: Path) -> Iterator[tuple[Record, int]]:
+    """The lines that `iterate` yields, last one first, and where each ends in the file."""
+    with path.open("rb") as file:
+        if not file.read(1):
+            return
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            whole = end = content.rfind(b"\n") + 1
+            while end:
+                start = content.rfind(b"\n", 0, end - 1) + 1
+                try:
+                    yield decode(content[start:end]), end
+                except ValueError as error:
+                    if end < whole:
+                        raise InputError(
+                            f"{path} is damaged at byte {start}: there has to be a JSON object with `epoch`."
+                        ) from error
+                end = start
 
 
 def resident_mb() -> float:
@@ -127,57 +210,3 @@ def resident_mb() -> float:
         return pages * resource.getpagesize() / (1 << 20)
     except OSError:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << (20 if sys.platform == "darwin" else 10))
-
-
-class Display:
-    """How a run goes, on standard error: on a terminal a bar and a line of details below it, else a line an epoch."""
-
-    def __init__(self, config: Config, epochs: int) -> None:
-        """Begins at `epochs` done of `config.num_epochs`."""
-        self.terminal = sys.stderr.isatty()
-        bar = partial(tqdm, disable=not self.terminal, dynamic_ncols=True, leave=False)
-        self.bar = bar(
-            total=config.num_epochs,
-            initial=epochs,
-            unit="epoch",
-            bar_format="{percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]{postfix}",
-        )
-        self.details = bar(total=0, position=1, bar_format="{desc}")
-        self.validation: float | None = None
-
-    def say(self, text: str) -> None:
-        """A line that stays, above the bar."""
-        self.bar.write(text, file=sys.stderr)
-
-    def epoch(self, line: Record) -> None:
-        """Shows a line of the metrics."""
-        validation = line["validation"]
-        if validation is not None:
-            self.validation = validation
-        if "loss_mean" in line:
-            self._losses(line)
-        if validation is not None:
-            exact = line["validation_exact"]
-            self.say(f"epoch {line['epoch']}: validation {validation:.4f} bits per byte (exact {exact:.4f})")
-
-    def _losses(self, line: Record) -> None:
-        rate = f"{tqdm.format_sizeof(line['tokens_per_second'])} tokens/s"
-        details = (
-            f"[{line['loss_min']:.2f}, {line['loss_max']:.2f}] "
-            f"moved {line['moved_matrix']:.1%} of matrices, {line['moved_vector']:.1%} of vectors, "
-            f"threshold {line['threshold']}/16, "
-            f"generate {line['generate_seconds']:.3f} s, update {line['update_seconds']:.3f} s"
-        )
-        if self.terminal:
-            valid = "" if self.validation is None else f"valid {self.validation:.3f} "
-            self.details.set_description_str(details, refresh=False)
-            self.bar.set_postfix_str(f"loss {line['loss_mean']:.3f} {valid}{rate}", refresh=False)
-            if self.bar.update():
-                self.details.refresh()
-        else:
-            self.say(f"epoch {line['epoch']}: loss {line['loss_mean']:.3f} {details}, {rate}")
-
-    def close(self) -> None:
-        """Removes the bar."""
-        self.details.close()
-        self.bar.close()

@@ -11,7 +11,7 @@ the batch axis out last, and every matmul after that runs on transposed memory.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Protocol
 
 import mlx.core as mx
 
@@ -20,6 +20,12 @@ from nanoegg_mlx.noise import LowRank, Noise
 from nanoegg_mlx.params import Params
 
 _MAX_PRODUCT = MAX_INT8 * MAX_INT8
+
+
+class Tap(Protocol):
+    """Sees activations: int32 arrays by the names that they have in `forward`."""
+
+    def __call__(self, layer: int, /, **activations: mx.array) -> None: ...
 
 
 def matmul(W: mx.array, x: mx.array, E: LowRank | None, shift: int) -> mx.array:
@@ -56,19 +62,26 @@ def vector(v: mx.array, E: mx.array | None, shift: int) -> mx.array:
     return v if E is None else clip(v + (E >> shift))
 
 
+def norm_divisor(x: mx.array) -> mx.array:
+    """max(sum |x|, 1) // D: the mean absolute value of x (D,) int32, as (1,) int32."""
+    return mx.maximum(mx.sum(mx.abs(x), keepdims=True), 1) // x.shape[-1]
+
+
 def norm(x: mx.array, weight: mx.array) -> mx.array:
     """x over its mean absolute value, times the weight: clip((x w) // d), d = max(sum |x|, 1) // D.
 
     A mean below 1 makes d zero; the quotient is then -1 where x w == 0 and -2 elsewhere, which is what the
     reference's table of quotients holds. `x` and `weight` are (D,) int32, and so is the result.
     """
-    d = mx.maximum(mx.sum(mx.abs(x), keepdims=True), 1) // x.shape[-1]
+    d = norm_divisor(x)
     xw = x * weight
     quotient = mx.where(d == 0, mx.where(xw == 0, -1, -2), floor_div(xw, mx.maximum(d, 1)))
     return clip(quotient)
 
 
-def forward(params: Params, noise: Noise, shift: int, state: mx.array, token: mx.array) -> tuple[mx.array, mx.array]:
+def forward(
+    params: Params, noise: Noise, shift: int, state: mx.array, token: mx.array, tap: Tap | None = None
+) -> tuple[mx.array, mx.array]:
     """One token through the network, for one member.
 
     Args:
@@ -77,6 +90,7 @@ def forward(params: Params, noise: Noise, shift: int, state: mx.array, token: mx
         shift: 4 + sigma_shift.
         state: (L, D) int8, the hidden state of every layer.
         token: integer scalar in [0, V); 0 separates documents and clears the state first.
+        tap: is shown each layer's activations, and under the number L what follows the last layer.
 
     Returns:
         logits (V,) int32 in [-127, 127], and the new state (L, D) int8.
@@ -104,11 +118,17 @@ def forward(params: Params, noise: Noise, shift: int, state: mx.array, token: mx
         f = mat("blocks.att.Wf", y, l) + mat("blocks.att.Uf", h, l) + vec("blocks.att.bf", l)
         f = clip(f) + MAX_INT8
         g = (f * h) >> 8
-        c = mat("blocks.att.Wh", y, l) + mat("blocks.att.Uh", g, l) + vec("blocks.att.bh", l)
-        h = h + ((f * (clip(c) - h)) >> 8)
+        c = clip(mat("blocks.att.Wh", y, l) + mat("blocks.att.Uh", g, l) + vec("blocks.att.bh", l))
+        h = h + ((f * (c - h)) >> 8)
         new_state.append(h.astype(mx.int8))
-        x = clip(x + h)
-        hidden = mat("blocks.mlp.0.weight", norm(x, vec("blocks.ln2.weight", l)), l)
-        x = clip(x + mat("blocks.mlp.1.weight", hidden, l))
-    logits = mat("head", norm(x, vec("ln_out.weight")))
+        r = clip(x + h)
+        z = norm(r, vec("blocks.ln2.weight", l))
+        hidden = mat("blocks.mlp.0.weight", z, l)
+        if tap:
+            tap(l, x=x, y=y, f=f, c=c, h=h, r=r, z=z, hidden=hidden)
+        x = clip(r + mat("blocks.mlp.1.weight", hidden, l))
+    y = norm(x, vec("ln_out.weight"))
+    logits = mat("head", y)
+    if tap:
+        tap(len(new_state), x=x, y=y, logits=logits)
     return logits, mx.stack(new_state)

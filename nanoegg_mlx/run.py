@@ -23,22 +23,29 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from nanoegg_mlx import baselines, checkpoint, metrics
+from nanoegg_mlx import baselines, checkpoint, display, metrics
 from nanoegg_mlx.config import HARMLESS, Config
 from nanoegg_mlx.data import check_vocabulary, fingerprint, load_tokens
 from nanoegg_mlx.durable import AppendOnly, Lock, sync_folder, write_file
 from nanoegg_mlx.engines import missed_speed
 from nanoegg_mlx.errors import InputError
 from nanoegg_mlx.evaluate import Evaluation, evaluate, validation_rows
+from nanoegg_mlx.machine import machine
 from nanoegg_mlx.replay import params_at
+from nanoegg_mlx.sample import generate, text_of
+from nanoegg_mlx.tracking import Tracking
 from nanoegg_mlx.train import Epoch, Trainer
 from nanoegg_mlx.votes import config_frame, size_before, start_votes, vote_frame
 
 T = TypeVar("T")
 
 
-def train(config: Config) -> int:
+def train(config: Config, track: Sequence[str] = ()) -> int:
     """Trains a new run for `config.num_epochs` epochs into a new folder under `config.checkpoints`.
+
+    Args:
+        config: the run's.
+        track: names of tracking.TRACKERS.
 
     Returns:
         The command's exit code: 0 also after SIGTERM, 130 after Ctrl-C; the last whole epoch is in a checkpoint.
@@ -54,15 +61,16 @@ def train(config: Config) -> int:
         stack.callback(Lock(folder).release)
         write_file(folder / "config.toml", config.to_toml().encode())
         votes = start_votes(folder / "votes.bin", config)
-        return _Run(folder, trainer, corpus, votes, {}).go()
+        return _Run(folder, trainer, corpus, votes, {}, track).go()
 
 
-def resume(folder: Path, changes: Mapping[str, Any]) -> int:
+def resume(folder: Path, changes: Mapping[str, Any], track: Sequence[str] = ()) -> int:
     """Continues a run bit for bit from its newest whole checkpoint.
 
     Args:
         folder: the run's.
         changes: config fields with their new values; those that decide the result have to be what they were.
+        track: names of tracking.TRACKERS.
 
     Returns, raises:
         As `train`; also InputError where the run is in use, has nothing to resume, would change, or where the
@@ -84,10 +92,10 @@ def resume(folder: Path, changes: Mapping[str, Any]) -> int:
         checkpoint.remove_leftovers(folder)
         _set_aside(folder, trainer.epoch)
         write_file(folder / "config.toml", config.to_toml().encode())
-        return _Run(folder, trainer, corpus, votes, opened.info if opened else {}).go()
+        return _Run(folder, trainer, corpus, votes, opened.info if opened else {}, track).go()
 
 
-def branch(source: Path, epochs: int, changes: Mapping[str, Any]) -> int:
+def branch(source: Path, epochs: int, changes: Mapping[str, Any], track: Sequence[str] = ()) -> int:
     """Begins a new run with the parameters that another one had after `epochs` epochs.
 
     They come from the source's checkpoint of that epoch, and the members' states with them; where there is none, from
@@ -97,6 +105,7 @@ def branch(source: Path, epochs: int, changes: Mapping[str, Any]) -> int:
         source: the other run's folder.
         epochs: epochs done, at least 1.
         changes: config fields with their new values; n_layer, n_embd and vocab_size have to be what they were.
+        track: names of tracking.TRACKERS.
 
     Returns, raises:
         As `train`; also InputError where the source has no such epoch or another model.
@@ -128,11 +137,11 @@ def branch(source: Path, epochs: int, changes: Mapping[str, Any]) -> int:
         votes.append(past + config_frame(config, epochs))
         lines = AppendOnly(folder / "metrics.jsonl", 0)
         if (source / "metrics.jsonl").exists():
-            for line in metrics.read_metrics(source / "metrics.jsonl"):
+            for line in metrics.iterate(source / "metrics.jsonl"):
                 if line["epoch"] <= epochs:
                     lines.append(metrics.encode(line))
         lines.close()
-        run = _Run(folder, trainer, corpus, votes, info)
+        run = _Run(folder, trainer, corpus, votes, info, track)
         run.save()
         # Only now: what has a config.toml can be resumed, and this run could not begin again from its seed.
         write_file(folder / "config.toml", config.to_toml().encode())
@@ -181,16 +190,23 @@ class _Run:
     """A run between two epochs: the trainer, and the files that it writes."""
 
     def __init__(
-        self, folder: Path, trainer: Trainer, corpus: Corpus, votes: AppendOnly, info: Mapping[str, Any]
+        self,
+        folder: Path,
+        trainer: Trainer,
+        corpus: Corpus,
+        votes: AppendOnly,
+        info: Mapping[str, Any],
+        track: Sequence[str],
     ) -> None:
         self.folder, self.trainer, self.corpus, self.votes = folder, trainer, corpus, votes
         self.config = trainer.config
         self.metrics = metrics.MetricsFile(folder / "metrics.jsonl", trainer.epoch)
-        last = self.metrics.lines[-1] if self.metrics.lines else {}
+        last = self.metrics.last or {}
         self.tokens = int(info.get("tokens", last.get("tokens", 0)))
         self.seconds = float(info.get("seconds", last.get("seconds", 0.0)))
         self.data = corpus.identity()
-        self.display = metrics.Display(self.config, trainer.epoch)
+        self.display = display.Display(self.config, trainer.epoch)
+        self.tracking = Tracking(track, folder, self.config, trainer.epoch, self.display.say)
         self.started = time.perf_counter()
 
     def go(self) -> int:
@@ -214,17 +230,18 @@ class _Run:
             self.display.close()
             self.votes.close()
             self.metrics.close()
+            self.tracking.close()
         epochs = trainer.epoch - begun
         print(f"{epochs} epochs in {time.perf_counter() - self.started:,.1f} s; checkpoint {self.folder / 'latest'}")
         if stop.signal:
             print(f"Stopped by {stop.signal.name} after epoch {trainer.epoch} of {config.num_epochs}; ", end="")
             print(f"`nanoegg train --resume {self.folder}` goes on.")
-        print(summary(self.metrics.lines, self.corpus.valid))
+        print(summary(self.metrics.validations, self.corpus.valid))
         return 130 if stop.signal == signal.SIGINT else 0
 
     def _first(self, stop: Stop) -> None:
         """Validates and saves what the run begins with, unless that was done."""
-        if not self.metrics.lines and self.trainer.epoch == 0:
+        if not self.metrics.last and self.trainer.epoch == 0:
             validation = stop.attempt(partial(evaluate, self.trainer.params, self.corpus.valid, self.config))
             if validation is None:
                 return
@@ -255,14 +272,24 @@ class _Run:
     def _log(self, line: metrics.Record) -> None:
         seconds = self.seconds + time.perf_counter() - self.started
         line |= {"seconds": seconds, "rss_mb": metrics.resident_mb()}
+        if line["validation"] is not None:
+            line["weights"] = metrics.weight_histogram(self.config, self.trainer.params)
+        if line["validation"] is not None and self.config.sample_bytes:
+            line["sample"] = self._sample()
         self.metrics.append(line)
         self.display.epoch(line)
+        self.tracking.log(line)
+
+    def _sample(self) -> str:
+        """What the model writes by itself at temperature 1: the same draws at every validation."""
+        config, engine = self.config, self.trainer.engine
+        return text_of(generate(self.trainer.params, config, tokens=config.sample_bytes, engine=engine))
 
     def save(self) -> None:
         """Puts a checkpoint of the present state in place, after all that it stands on is on the disk."""
         self.votes.sync()
         self.metrics.sync()
-        last = self.metrics.lines[-1] if self.metrics.lines else {}
+        last = self.metrics.last or {}
         figures = last if last.get("epoch") == self.trainer.epoch else {}
         info = {
             "tokens": self.tokens,
@@ -270,6 +297,7 @@ class _Run:
             "validation": figures.get("validation"),
             "validation_exact": figures.get("validation_exact"),
             "engine": self.trainer.engine.name,
+            "machine": machine(),
             "data": self.data,
         }
         checkpoint.save(self.folder, self.trainer, info)
@@ -317,11 +345,10 @@ class _Abandoned(BaseException):
     """Leaves a computation that a signal has made pointless."""
 
 
-def summary(lines: Sequence[metrics.Record], tokens: np.ndarray) -> str:
-    """A table of the first and the last validation beside what the validation bytes' own statistics give."""
-    validated = [line for line in lines if line["validation"] is not None]
-    rows = [(f"after {line['epoch']} epochs", line["validation"]) for line in (validated[:1] + validated[-1:])]
-    rows += [(name, figure(tokens)) for name, figure in baselines.BASELINES.items() if name != "xz"]
+def summary(validations: Sequence[metrics.Record], tokens: np.ndarray) -> str:
+    """A table of some validations beside what the validation bytes' own statistics give."""
+    rows = [(f"after {line['epoch']} epochs", line["validation"]) for line in validations]
+    rows += [(name, baselines.BASELINES[name](tokens)) for name in ("unigram", "bigram", "gzip")]
     return "\n".join(
         ["Bits per byte of the validation set:", *[f"  {name:<18} {value:7.4f}" for name, value in dict(rows).items()]]
     )

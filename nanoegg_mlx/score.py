@@ -58,7 +58,7 @@ class Scored(NamedTuple):
     states: np.ndarray
     """(N, L, D) int8, after the last token."""
     code_lengths: np.ndarray | None
-    """(N,) float64, exact code lengths in bits, where they were asked for."""
+    """(N, T) float64, the exact code length of every target in bits, where they were asked for."""
 
 
 @cache

@@ -1,4 +1,4 @@
-"""Engines carry out the two hot calls, score() and update(); all give the same bits. Chosen here, nowhere else."""
+"""Engines carry out the hot calls, score, logits and update; all give the same bits. Chosen here, nowhere else."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from nanoegg_mlx.score import Scored
 
 
 class Engine(Protocol):
-    """Two functions and a name."""
+    """Three functions and a name."""
 
     name: str
 
@@ -38,10 +38,23 @@ class Engine(Protocol):
                 row of text.
             inputs, targets: (len(members), T) uint8.
             states: (len(members), L, D) int8.
-            exact: whether to add up normalised code lengths too.
+            exact: whether each target's normalised code length is asked for too.
 
         Returns:
             Scores, new states and, with `exact`, code lengths; the arguments are left as they were.
+        """
+        ...
+
+    def logits(self, params: Params, inputs: np.ndarray, states: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """What the unperturbed model says about the byte after each one it reads, for rows of text.
+
+        Args:
+            params: leaf name -> int8 array.
+            inputs: (N, T) uint8.
+            states: (N, L, D) int8, left as they were.
+
+        Returns:
+            Logits (N, T, V) int8, and the new states.
         """
         ...
 

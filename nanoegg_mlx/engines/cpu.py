@@ -20,7 +20,7 @@ from nanoegg_mlx.score import Scored
 
 
 class CPUEngine:
-    """`score` and `update` of `engines.Engine`, in native code on `config.threads` threads."""
+    """`score`, `logits` and `update` of `engines.Engine`, in native code on `config.threads` threads."""
 
     name = "cpu"
 
@@ -51,6 +51,14 @@ class CPUEngine:
             exact=exact,
         )
         return Scored(scored[0], scored[1], scored[2] if exact else None)
+
+    def logits(self, params: Params, inputs: np.ndarray, states: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return _native.logits(
+            _native.Weights(_as_numpy(params)),
+            np.ascontiguousarray(inputs),
+            np.ascontiguousarray(states),
+            threads=self.config.threads,
+        )
 
     def update(self, params: Params, fitness: np.ndarray, epoch: int) -> Params:
         moved, _ = _native.update(

@@ -27,7 +27,7 @@ _CPU_PRODUCTS = 2 << 30
 
 
 class MLXEngine:
-    """`score` and `update` of `engines.Engine`, in MLX."""
+    """`score`, `logits` and `update` of `engines.Engine`, in MLX."""
 
     name = "mlx"
 
@@ -49,7 +49,7 @@ class MLXEngine:
         weights = resident_weights(params)
         scores = np.zeros(len(members), np.int64)
         new_states = np.empty_like(states)
-        lengths = np.zeros(len(members)) if exact else None
+        lengths = np.empty(inputs.shape) if exact else None
         bases = None if epoch is None else leaf_bases(self.config, epoch)
         for part in spans(len(members), self.chunk):
             noise: Noise = {}
@@ -70,10 +70,27 @@ class MLXEngine:
                 mx.eval(score, state, logits if exact else [])
                 scores[part] += np.array(score)
                 if lengths is not None:
-                    for column, target in zip(logits, targets[part, window].T, strict=True):
-                        lengths[part] += code_lengths(np.array(column), target)
+                    for t, column in enumerate(logits, window.start):
+                        lengths[part, t] = code_lengths(np.array(column), targets[part, t])
             new_states[part] = np.array(state)
         return Scored(scores, new_states, lengths)
+
+    def logits(self, params: Params, inputs: np.ndarray, states: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        weights = resident_weights(params)
+        N, T = inputs.shape
+        logits = np.empty((N, T, self.config.vocab_size), np.int8)
+        new_states = np.empty_like(states)
+        for part in spans(N, self.chunk):
+            state = mx.array(states[part])
+            for window in spans(T, self._window(len(state))):
+                read = mx.array(inputs[part, window])
+                # Any targets will do: only scores depend on them.
+                _, state, columns = score_tokens(weights, {}, self.config.shift, state, read, read)
+                mx.eval(state, columns)
+                for t, column in enumerate(columns, window.start):
+                    logits[part, t] = np.array(column)
+            new_states[part] = np.array(state)
+        return logits, new_states
 
     def update(self, params: Params, fitness: np.ndarray, epoch: int) -> Params:
         config = self.config

@@ -213,7 +213,7 @@ py::tuple py_score(const Weights& weights, const py::object& in, const py::objec
   Inputs given(weights.model().shape, in, out, old, noise, first_member, group_size);
   const py::ssize_t members = given.task.members;
   auto scores = zeros<int64_t>({members});
-  auto bits = zeros<double>({exact ? members : 0});
+  auto bits = zeros<double>({exact ? members : 0, (py::ssize_t)given.task.tokens});
   given.task.scores = scores.mutable_data();
   if (exact) given.task.bits = bits.mutable_data();
   without_gil([&](const Poll& poll) { score(weights, given.task, threads, block, poll); });
@@ -525,7 +525,8 @@ PYBIND11_MODULE(_native, m) {
       "inputs, targets: (lanes, T) uint8; member i reads lane i // group_size, counted from the first member's lane.\n"
       "states: (members, L, D) int8, not changed. noise: None for unperturbed parameters (validation).\n"
       "threads: 0 for one a processor. block: most members a core takes at once, 0 to choose.\n"
-      "Returns scores (members,) int64, new states, and if exact is set code lengths in bits (members,) float64.");
+      "Returns scores (members,) int64, new states, and if exact is set each token's code length in bits, (members, T) "
+      "float64.");
   m.def("logits", py_logits, py::arg("weights"), py::arg("inputs"), py::arg("states"), py::arg("noise") = nullptr,
         py::arg("first_member") = 0, py::arg("group_size") = 1, py::arg("threads") = 0,
         "Logits (members, T, V) int8 and new states; arguments as in score().");

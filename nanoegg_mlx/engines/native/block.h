@@ -508,7 +508,7 @@ void run_block(const Block& b) {
       if (b.logits) __builtin_memcpy(b.logits + (m * b.tokens + t) * V, logits, V);
       if (!b.targets) continue;
       b.scores[m] += log_likelihood(logits, V, b.targets[m][t]);
-      if (b.bits) b.bits[m] += exact_bits(logits, V, b.targets[m][t]);
+      if (b.bits) b.bits[m * b.tokens + t] = exact_bits(logits, V, b.targets[m][t]);
     }
   }
 

@@ -240,7 +240,7 @@ void score(const Weights& weights, const ScoreTask& task, int threads, int block
     b.targets = task.targets ? targets.data() + i : nullptr;
     b.states = task.states + i * state;
     b.scores = task.scores + i;
-    b.bits = task.bits ? task.bits + i : nullptr;
+    b.bits = task.bits ? task.bits + i * task.tokens : nullptr;
     b.logits = task.logits ? task.logits + i * task.tokens * shape.vocab : nullptr;
     b.stop = &stop;
     Carver c{workspaces[thread].data()};

@@ -77,7 +77,7 @@ struct ScoreTask {
   uint64_t group_size = 1;
   int8_t* states = nullptr;  // (members, L, D), read and written
   int64_t* scores = nullptr; // (members,), zeros
-  double* bits = nullptr;    // (members,), zeros, or null
+  double* bits = nullptr;    // (members, tokens) exact code lengths in bits, or null
   int8_t* logits = nullptr;  // (members, tokens, V), or null
 };
 

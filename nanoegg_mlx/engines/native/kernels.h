@@ -136,7 +136,7 @@ struct Block {
   const uint8_t* const* targets; // [member] -> tokens bytes; null: nothing is scored
   int8_t* states;                // (members, L, D), read and written
   int64_t* scores;               // (members,), or null
-  double* bits;                  // (members,) exact code lengths in bits, or null
+  double* bits;                  // (members, tokens) exact code lengths in bits, or null
   int8_t* logits;                // (members, tokens, V), or null
   const int* stop;               // polled; non-zero ends the block early
 

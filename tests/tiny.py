@@ -1,0 +1,31 @@
+"""A tiny run to look at: trained within a second, with everything that a run's folder has."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nanoegg_mlx import Config, run
+from tests.traces import ENGINES, pseudo_text
+
+
+def tiny_config(folder: Path, **changes: Any) -> Config:
+    """The config of a tiny run under `folder`, whose caches are put there."""
+    if not (folder / "train.npy").exists():
+        np.save(folder / "train.npy", pseudo_text(3000, 1))
+        np.save(folder / "valid.npy", pseudo_text(900, 2))
+    fields = {
+        "n_layer": 1, "n_embd": 8, "population": 16, "tokens_per_update": 6, "train": str(folder / "train.npy"),
+        "valid": str(folder / "valid.npy"), "checkpoints": str(folder / "runs"), "name": "t", "num_epochs": 12,
+        "validate_every": 5, "validation_batch_size": 8, "checkpoint_every": 4, "engine": ENGINES[-1],
+    }  # fmt: skip
+    return Config(**{**fields, **changes})
+
+
+def tiny_run(folder: Path, track: tuple[str, ...] = (), **changes: Any) -> Path:
+    """Trains it and returns the run's folder."""
+    config = tiny_config(folder, **changes)
+    assert run.train(config, track) == 0
+    return Path(config.checkpoints) / config.name
