@@ -98,10 +98,10 @@ weights, noise = _native.Weights(params), epoch_noise(config, 0)
 
 def score(share):
     tokens = np.zeros((1, int(1e6 * share)), np.uint8)
-    _native.score(weights, tokens, tokens, np.zeros((64, 4, 256), np.int8), noise=noise, group_size=64)
+    _native.score(weights, tokens, tokens, np.zeros((64, 4, 256), np.int8), noise, group_size=64, threads=2)
 
 def update(share):
-    _native.update(params, noise, np.ones(int(3e6 * share), np.int8), 1)
+    _native.update(params, noise, np.ones(int(3e6 * share), np.int8), 1, threads=2)
 
 call = {"score": score, "update": update}[sys.argv[1]]
 call(1e-4)
