@@ -21,7 +21,7 @@ import numpy as np
 from tqdm import tqdm
 
 import data_prep.__main__ as prepare
-from nanoegg_mlx import baselines, bench, checkpoint, durable, inspection, replay, run, sample
+from nanoegg_mlx import baselines, bench, checkpoint, durable, inspection, replay, run, sample, transformer
 from nanoegg_mlx.config import TABLES, Config, describe_range
 from nanoegg_mlx.data import read_text
 from nanoegg_mlx.engines import make_engine, native_problem
@@ -109,6 +109,11 @@ def _parser() -> Parser:
     command.description = "Measures a text by other means than this project's model, in the same bits per byte."
     kinds = command.add_subparsers(metavar="kind", required=True)
     baselines.add_arguments(kinds)
+    kind = kinds.add_parser("transformer", help="train one on a run's batches", formatter_class=_Help)
+    transformer.add_arguments(kind)
+    kind.add_argument("--config", metavar="FILE", help="TOML file; options override its keys")
+    _add_config_options(kind)
+    kind.set_defaults(command=_transformer)
 
     command = commands.add_parser("replay", help="any epoch's parameters, from a run's votes alone")
     command.description = (
@@ -168,8 +173,7 @@ def _number(kind: type) -> Any:
 
 
 def _train(options: argparse.Namespace) -> int:
-    fields = [field.name for field in dataclasses.fields(Config)]
-    given = {name: getattr(options, name) for name in fields if getattr(options, name) is not None}
+    given = _given(options)
     if not (options.resume or options.branch):
         return run.train(Config.from_toml(options.config, **given) if options.config else Config(**given))
     if options.config:
@@ -180,6 +184,19 @@ def _train(options: argparse.Namespace) -> int:
     if not source or not epochs.isdecimal() or int(epochs) < 1:
         raise InputError(f"--branch {options.branch} is not allowed; it has to be a run's folder, '@' and an epoch.")
     return run.branch(Path(source), int(epochs), given)
+
+
+def _transformer(options: argparse.Namespace) -> int:
+    given = _given(options)
+    config = Config.from_toml(options.config, **given) if options.config else Config(**given)
+    descent = transformer.Descent(options.learning_rate, options.momentum, options.micro_batch)
+    return transformer.train(config, descent, options.json)
+
+
+def _given(options: argparse.Namespace) -> dict[str, Any]:
+    """The config's fields that have been given as options."""
+    fields = [field.name for field in dataclasses.fields(Config)]
+    return {name: getattr(options, name) for name in fields if getattr(options, name) is not None}
 
 
 def _replay(options: argparse.Namespace) -> int:
