@@ -1,4 +1,4 @@
-"""The command line: `nanoegg prepare | train | eval | bench | info`. Thin: every command is a call of the Python API.
+"""The command line, `nanoegg train` and the others. Thin: every command is a call of the Python API.
 
 Exit codes: 0 done, 2 bad input (one sentence after `error: `), 130 interrupted.
 """
@@ -311,7 +311,8 @@ def _table(
     if not error:
         how_sure = "no standard error: it needs two documents or more"
     lines = [
-        f"{opened.path} (epoch {opened.epoch}) on {text}: {evaluation.tokens:,} tokens in {evaluation.rows:,} rows, "
+        f"{opened.path} (epoch {opened.epoch}) on {text}: {evaluation.tokens:,} tokens in "
+        f"{evaluation.rows:,} row{'s' * (evaluation.rows > 1)}, "
         f"{evaluation.seconds:.1f} s",
         f"  {'bits per byte':<24} {evaluation.bits_per_byte:8.4f}            the reference's integer figure",
         f"  {'exact bits per byte':<24} {evaluation.exact_bits_per_byte:8.4f} {'±' if error else ' '} {error:<8} "
