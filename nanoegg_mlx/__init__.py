@@ -4,12 +4,24 @@ config  = Config.from_toml("configs/quickstart.toml")
 trainer = Trainer(config, train_tokens)
 result  = trainer.step()
 scores, bits_per_byte = validate(trainer.params, valid_tokens, config)
+text    = bytes(generate(trainer.params, config, b"def ", tokens=100))
 """
 
 from nanoegg_mlx.config import Config
 from nanoegg_mlx.errors import InputError
 from nanoegg_mlx.evaluate import evaluate, validate
 from nanoegg_mlx.params import init_params
+from nanoegg_mlx.sample import Sampling, generate
 from nanoegg_mlx.train import EpochResult, Trainer
 
-__all__ = ["Config", "EpochResult", "InputError", "Trainer", "evaluate", "init_params", "validate"]
+__all__ = [
+    "Config",
+    "EpochResult",
+    "InputError",
+    "Sampling",
+    "Trainer",
+    "evaluate",
+    "generate",
+    "init_params",
+    "validate",
+]

@@ -1,5 +1,4 @@
-"""The command line: `nanoegg prepare | train | eval | replay | plot | report | bench | info`. Thin: every command is a
-call of the Python API.
+"""The command line, `nanoegg train` and the others. Thin: every command is a call of the Python API.
 
 Exit codes: 0 done, 2 bad input (one sentence after `error: `), 3 a process of the job was lost, 130 interrupted.
 """
@@ -35,6 +34,7 @@ from nanoegg_mlx import (
     run,
     sample,
     tracking,
+    transformer,
 )
 from nanoegg_mlx.config import TABLES, Config, describe_range
 from nanoegg_mlx.data import read_text
@@ -135,6 +135,11 @@ def _parser() -> Parser:
     command.description = "Measures a text by other means than this project's model, in the same bits per byte."
     kinds = command.add_subparsers(metavar="kind", required=True)
     baselines.add_arguments(kinds)
+    kind = kinds.add_parser("transformer", help="train one on a run's batches", formatter_class=_Help)
+    transformer.add_arguments(kind)
+    kind.add_argument("--config", metavar="FILE", help="TOML file; options override its keys")
+    _add_config_options(kind)
+    kind.set_defaults(command=_transformer)
 
     command = commands.add_parser("replay", help="any epoch's parameters, from a run's votes alone")
     command.description = (
@@ -200,8 +205,7 @@ def _number(kind: type) -> Any:
 
 
 def _train(options: argparse.Namespace) -> int:
-    fields = [field.name for field in dataclasses.fields(Config)]
-    given = {name: getattr(options, name) for name in fields if getattr(options, name) is not None}
+    given = _given(options)
     patience = given.get("timeout")
     world = distributed.join(patience if isinstance(patience, float) else distributed.TIMEOUT)
 
@@ -220,6 +224,19 @@ def _train(options: argparse.Namespace) -> int:
     if not source or not epochs.isdecimal() or int(epochs) < 1:
         raise InputError(f"--branch {options.branch} is not allowed; it has to be a run's folder, '@' and an epoch.")
     return run.branch(Path(source), int(epochs), given, world, options.track)
+
+
+def _transformer(options: argparse.Namespace) -> int:
+    given = _given(options)
+    config = Config.from_toml(options.config, **given) if options.config else Config(**given)
+    descent = transformer.Descent(options.learning_rate, options.momentum, options.micro_batch)
+    return transformer.train(config, descent, options.json)
+
+
+def _given(options: argparse.Namespace) -> dict[str, Any]:
+    """The config's fields that have been given as options."""
+    fields = [field.name for field in dataclasses.fields(Config)]
+    return {name: getattr(options, name) for name in fields if getattr(options, name) is not None}
 
 
 def _replay(options: argparse.Namespace) -> int:
@@ -334,7 +351,8 @@ def _table(
     if not error:
         how_sure = "no standard error: it needs two documents or more"
     lines = [
-        f"{opened.path} (epoch {opened.epoch}) on {text}: {evaluation.tokens:,} tokens in {evaluation.rows:,} rows, "
+        f"{opened.path} (epoch {opened.epoch}) on {text}: {evaluation.tokens:,} tokens in "
+        f"{evaluation.rows:,} row{'s' * (evaluation.rows > 1)}, "
         f"{evaluation.seconds:.1f} s",
         f"  {'bits per byte':<24} {evaluation.bits_per_byte:8.4f}            the reference's integer figure",
         f"  {'exact bits per byte':<24} {evaluation.exact_bits_per_byte:8.4f} {'±' if error else ' '} {error:<8} "

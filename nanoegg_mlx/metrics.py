@@ -9,8 +9,8 @@ validation, stands for the initial parameters. Every line has
     moved_matrix, moved_vector                share of entries that the update changed
     alpha, threshold                          share that pure noise would move; sixteenths of a standard deviation
     tokens_per_second, generate_seconds, update_seconds
-    exchange_seconds, wire_bytes, sharded     in a job of several processes: seconds until all fitness was there, bytes of
-                                              payload that rank 0 has sent since the line before, and whether each
+    exchange_seconds, wire_bytes, sharded     in a job of several processes: seconds until all fitness was there,
+                                              bytes that rank 0 has sent since the line before, whether each
                                               process summed a share of the votes; else 0, 0, false
     validation, validation_exact              bits per byte: the reference's figure and the exact one, or null
     seconds, rss_mb                           training time up to here; resident memory in MiB

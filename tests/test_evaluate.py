@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
+import json
 import math
 from collections import defaultdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from nanoegg_mlx import Config, InputError, evaluate, init_params, validate
+from nanoegg_mlx import Config, InputError, checkpoint, evaluate, init_params, run, validate
+from nanoegg_mlx.cli import main
 from nanoegg_mlx.documents import RowTally
 from nanoegg_mlx.engines import make_engine
 from nanoegg_mlx.evaluate import summarise, validation_rows
@@ -183,3 +187,37 @@ def test_too_short_a_text(size: int, rows: int) -> None:
 def test_parameters_of_another_shape() -> None:
     with pytest.raises(InputError, match="emb"):
         validate(init_params(CONFIG.replace(n_embd=8)), TEXT, CONFIG)
+
+
+def test_the_command_says_how_sure_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tokens = np.where(TEXT % 17 == 3, 0, TEXT).astype(np.uint8)
+    np.save("train.npy", TEXT)
+    np.save("valid.npy", tokens)
+    config = CONFIG.replace(
+        tokens_per_update=5, train="train.npy", valid="valid.npy", checkpoints="runs", name="t", num_epochs=1
+    )
+    assert run.train(config) == 0
+    evaluation = evaluate(checkpoint.load("runs/t").params, tokens, config)
+    capsys.readouterr()
+    assert main(["eval", "runs/t", "--json"]) == 0
+    about = json.loads(capsys.readouterr().out)
+    assert about["standard_error"] == evaluation.standard_error and about["documents"] == evaluation.documents
+    assert about["by_position"] == [dataclasses.asdict(at) for at in evaluation.by_position]
+
+    assert main(["eval", "runs/t", "--by-position", "--baselines"]) == 0
+    out = capsys.readouterr().out
+    assert f"± {evaluation.standard_error:.4f}" in out and f"over {evaluation.documents} documents" in out
+    for name, at in zip(["1", "2", "3-4", "5-8"], evaluation.by_position, strict=False):
+        assert f"  {name:<24} {at.bits_per_byte:8.4f} {at.bytes:>14,}" in out
+    assert "of one a row cut" in out and "trigram" in out and "fitted to them" in out
+
+    Path("note.txt").write_text("one document")
+    assert main(["eval", "runs/t", "note.txt", "--json"]) == 0
+    about = json.loads(capsys.readouterr().out)
+    assert about["standard_error"] is None and about["documents"] == 1
+    assert main(["eval", "runs/t", "note.txt"]) == 0
+    out = capsys.readouterr().out
+    assert "no standard error: it needs two documents" in out and "±" not in out
