@@ -209,14 +209,17 @@ def _train(options: argparse.Namespace) -> int:
     patience = given.get("timeout")
     world = distributed.join(patience if isinstance(patience, float) else distributed.TIMEOUT)
 
-    def configure() -> Config:
+    def configure() -> Config | None:
         tracking.need(options.track)
-        return Config.from_toml(options.config, **given) if options.config else Config(**given)
+        if options.config:
+            return Config.from_toml(options.config, **given)
+        # What a run that exists is changed by need not go with the defaults.
+        return None if options.resume or options.branch else Config(**given)
 
     config = world.together(configure, "all ranks to read their configuration")
-    if not (options.resume or options.branch):
+    if config and not (options.resume or options.branch):
         return run.train(config, world, options.track)
-    if options.config:
+    if config:
         given = dataclasses.asdict(config)
     if options.resume:
         return run.resume(Path(options.resume), given, world, options.track)

@@ -187,11 +187,10 @@ def train(config: Config, descent: Descent, as_json: bool = False) -> int:
             with HashedFile(folder / "model.safetensors") as file:
                 mx.save_safetensors(file, learner.named_params())
                 file.finish()
-    validated = [line for line in lines.lines if line["validation"] is not None]
+    last = lines.last_validation
     if as_json:
-        print(json.dumps({"run": str(folder), "parameters": learner.size, **(validated[-1] if validated else {})}))
-    elif validated:
-        last = validated[-1]
+        print(json.dumps({"run": str(folder), "parameters": learner.size, **(last or {})}))
+    elif last:
         print(f"{folder}: {last['validation']:.4f} bits per byte of the validation set after {last['epoch']} epochs")
     return 130 if stop.signal == signal.SIGINT else 0
 
