@@ -19,6 +19,7 @@ import pytest
 
 from nanoegg_mlx import Config, InputError, Trainer, checkpoint, evolve, init_params, run
 from nanoegg_mlx.distributed import World, launched_backend
+from nanoegg_mlx.durable import Lock
 from nanoegg_mlx.engines import make_engine
 from nanoegg_mlx.metrics import read_metrics
 from nanoegg_mlx.shares import members_of
@@ -154,6 +155,27 @@ def test_mlx_launch(expected: dict[str, dict[str, Any]]) -> None:
         assert said.count("epoch 5: validation") == 1  # rank 0 alone speaks
         assert outcome(Path("runs") / name) == expected[name]
         shutil.rmtree("runs")
+
+
+def test_a_launcher_that_is_ended() -> None:
+    """mlx.launch dies of SIGTERM without a word to the ranks, whose output then has no reader: they end in order."""
+    Path("c.toml").write_text(CONFIG.replace(num_epochs=10**6, checkpoint_every=0, validate_every=0).to_toml())
+    with launch(2, "--config=c.toml") as launcher:
+        assert launcher.stdout is not None
+        while "epoch 3:" not in launcher.stdout.readline():
+            pass
+        launcher.terminate()
+    deadline = time.monotonic() + 30
+    while not checkpoint.folders(FOLDER)[1:] and time.monotonic() < deadline:
+        time.sleep(0.05)
+    while True:
+        try:
+            Lock(FOLDER).release()  # once rank 0 has let it go
+            break
+        except InputError:
+            assert time.monotonic() < deadline
+    done = checkpoint.load(FOLDER, pytest.fail).epoch
+    assert done >= 3 and read_metrics(FOLDER / "metrics.jsonl")[-1]["epoch"] == done
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
