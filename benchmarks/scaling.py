@@ -3,11 +3,11 @@
 python benchmarks/scaling.py [--population 512] [--tokens 100] [--rounds 3] [--epochs 5] [--json FILE]
                              [--bandwidth 10e9] [--latency 50e-6] [--hosts 8 64 1000] [--model-population 1048576]
 
-The table: jobs of one and of two ranks in turn, each rank on one thread and pinned to a core of its own, joined by
-MLX's ring over loopback. Efficiency is the tokens/s of two ranks over twice those of one: of the medians over all
-epochs, of the best epochs, and by the CPU time that all ranks spend on an epoch (waiting in the ring included), which
-tells more than the clock while others use the machine.
-The model: a host is this machine with all its cores; docs/scaling.md has the formulas.
+The table: jobs of one rank, of two, and of one rank with two threads, in turn; each thread has a core, and the ranks
+are joined by MLX's ring over loopback. Efficiency is the tokens/s a core over those of one rank on one thread: of the
+medians over all epochs, of the best epochs, and by the CPU time that all ranks spend on an epoch (but for waiting in the
+ring, which does not sleep), which tells more than the clock while others use the machine.
+The model: a host is two cores of this machine; docs/scaling.md has the formulas.
 """
 
 import argparse
@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,12 +32,13 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from nanoegg_mlx import Config, Trainer, distributed, evolve
 from nanoegg_mlx.params import leaves
 
+PARTS = ("generate", "update", "step")
 HEADER = 64
 """Bytes of a rank's fitness message beside its pairs: flag, seconds, tally and checksum, rounded up."""
 
 
 def measure(options: dict[str, Any]) -> dict[str, Any]:
-    """What each rank of a job runs: some epochs, on one core of its own if `pinned`.
+    """What each rank of a job runs: some epochs, each on cores of its own.
 
     Returns:
         For each epoch its seconds and the CPU seconds of all ranks; medians of this rank's generate, exchange and
@@ -44,26 +46,43 @@ def measure(options: dict[str, Any]) -> dict[str, Any]:
         rank sends in an epoch.
     """
     world = distributed.join()
-    if options["pinned"]:
-        os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[world.rank]})
+    threads = options["threads"]
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[world.rank * threads :][:threads])
     config = Config(
         n_layer=options["layers"],
         n_embd=options["width"],
         population=options["population"],
         tokens_per_update=options["tokens"],
         engine=options["engine"],
-        threads=1 if options["pinned"] else 0,
+        threads=threads,
     )
     text = np.random.default_rng(0).integers(1, 256, config.lanes * (config.tokens_per_update + 1), np.uint8)
     trainer = Trainer(config, text, world=world)
     for _ in range(5):  # after which the update is chosen
         trainer.step()
+    waiting = 0.0
+
+    def outside(operation: Callable[..., Any]) -> Callable[..., Any]:
+        """Counts the CPU time of waiting for others, which MLX's ring does without sleeping."""
+
+        def counted(*arguments: Any, **options: Any) -> Any:
+            nonlocal waiting
+            before = time.process_time()
+            result = operation(*arguments, **options)
+            waiting += time.process_time() - before
+            return result
+
+        return counted
+
+    for name in ("gather", "sum"):
+        setattr(world, name, outside(getattr(world, name)))
     epochs, cpu, sent = [], [], world.sent
     for _ in range(options["epochs"]):
-        started, spent = time.perf_counter(), time.process_time()
+        started, spent = time.perf_counter(), time.process_time() - waiting
         result = trainer.step()
         epochs.append((time.perf_counter() - started, result))
-        cpu.append(time.process_time() - spent)
+        cpu.append(time.process_time() - waiting - spent)
     everyones = world.gather(np.array(cpu).view(np.uint8), "the CPU times")
     sent = (world.sent - sent) // options["epochs"]
     gathers, steps = [], []
@@ -190,32 +209,34 @@ def main() -> None:
     options = {name: getattr(args, name) for name in ("population", "tokens", "layers", "width", "engine", "epochs")}
 
     tokens = args.population * args.tokens
-    measured: dict[int, list[dict[str, Any]]] = {1: [], 2: []}
+    # Ranks and threads of each: the last one shows what this machine's cores make of twice the work.
+    measured: dict[tuple[int, int], list[dict[str, Any]]] = {(1, 1): [], (2, 1): [], (1, 2): []}
     for _ in range(args.rounds):
-        for ranks in measured:
-            measured[ranks].append(job(ranks, options | {"pinned": True}))
-    host = job(1, options | {"pinned": False})
+        for (ranks, threads), jobs in measured.items():
+            jobs.append(job(ranks, options | {"threads": threads}))
     print(f"{args.layers} layers, {args.width} wide, population {args.population}, {args.tokens} tokens a member")
     print(
-        f"{'ranks':>5}{'tokens/s':>11}{'generate':>11}{'exchange':>11}{'update':>11}{'CPU':>11}{'bytes sent':>12}"
-        f"{'efficiency':>12}{'of best':>9}{'of CPU':>8}"
+        f"{'ranks':>5}{'threads':>9}{'tokens/s':>11}{'generate':>11}{'exchange':>11}{'update':>11}{'CPU':>11}"
+        f"{'bytes sent':>12}{'efficiency':>12}{'of best':>9}{'of CPU':>8}"
     )
-    medians, bests, cpu = {}, {}, {}
-    for ranks, jobs in measured.items():
+    one_rate = one_best = one_cpu = 0.0
+    for (ranks, threads), jobs in measured.items():
         seconds = [epoch for one in jobs for epoch in one["seconds"]]
-        medians[ranks], bests[ranks] = tokens / statistics.median(seconds), tokens / min(seconds)
-        cpu[ranks] = statistics.median(epoch for one in jobs for epoch in one["cpu"])
+        rate, best = tokens / statistics.median(seconds), tokens / min(seconds)
+        cpu = statistics.median(epoch for one in jobs for epoch in one["cpu"])
         parts = [statistics.median(one[part] for one in jobs) for part in ("generate", "exchange", "update")]
+        one_rate, one_best, one_cpu = one_rate or rate, one_best or best, one_cpu or cpu
+        cores = ranks * threads
         print(
-            f"{ranks:>5}{medians[ranks]:>11,.0f}"
-            + "".join(f"{1e3 * value:>8.1f} ms" for value in [*parts, cpu[ranks]])
-            + f"{jobs[0]['sent']:>12,}{medians[ranks] / ranks / medians[1]:>12.1%}"
-            + f"{bests[ranks] / ranks / bests[1]:>9.1%}{cpu[1] / cpu[ranks]:>8.1%}"
+            f"{ranks:>5}{threads:>9}{rate:>11,.0f}"
+            + "".join(f"{1e3 * value:>8.1f} ms" for value in [*parts, cpu])
+            + f"{jobs[0]['sent']:>12,}{rate / cores / one_rate:>12.1%}"
+            + f"{best / cores / one_best:>9.1%}{one_cpu / cpu:>8.1%}"
         )
-    gather = statistics.median(one["gather"] for one in measured[2])
-    chosen = ["sharded" if one["sharded"] else "replicated" for one in measured[2]]
+    two, host = measured[2, 1], {part: statistics.median(one[part] for one in measured[1, 2]) for part in PARTS}
+    chosen = ["sharded" if one["sharded"] else "replicated" for one in two]
     print(f"Updates that two ranks chose: {', '.join(chosen)}.")
-    print(f"A gather of 64 bytes takes two ranks {1e3 * gather:.2f} ms.")
+    print(f"A gather of 64 bytes takes two ranks {1e3 * statistics.median(one['gather'] for one in two):.2f} ms.")
 
     config = Config(n_layer=args.layers, n_embd=args.width)
     costs = Costs(
@@ -247,7 +268,8 @@ def main() -> None:
                 f"{parts['efficiency']:>12.1%}" + (f"   {costs.crossover(hosts):,.0f}" if sharded else "")
             )
     if args.json:
-        report = {"measured": measured, "host": host, "model": model}
+        jobs_of = {f"{ranks} x {threads}": jobs for (ranks, threads), jobs in measured.items()}
+        report = {"measured": jobs_of, "host": host, "model": model}
         args.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 

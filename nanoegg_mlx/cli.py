@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except JobError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 3
+        return distributed.LOST
     except OSError as error:
         where = f" {error.filename}" if error.filename else ""
         print(f"error: {error.strerror or error}:{where}; nothing was overwritten.", file=sys.stderr)

@@ -18,7 +18,6 @@ import faulthandler
 import json
 import os
 import socket
-import sys
 import threading
 import time
 import zlib
@@ -238,7 +237,7 @@ class World:
             what: they are, for an error's words.
 
         Raises:
-            InputError: on rank 0, with the ranks that differ, the names and both values; ToldElsewhere on the others.
+            InputError: on rank 0, with a rank that differs, the names and both values; ToldElsewhere on the others.
         """
         if self._group is None:
             return
@@ -286,7 +285,10 @@ class World:
 
     def _check(self, whole: bool, what: str, rank: int) -> None:
         if not whole:
-            raise JobError(f"Rank {self.rank} of {self.size} waited for {what}, but got it damaged from rank {rank}.")
+            raise JobError(
+                f"Rank {self.rank} of {self.size} waited for {what}, but got it damaged from rank {rank}. The newest "
+                "checkpoint stands; `nanoegg train --resume` goes on, with any number of ranks."
+            )
 
     @contextmanager
     def _watched(self, what: str, expected: float) -> Iterator[None]:
@@ -296,14 +298,17 @@ class World:
         """
         kind = what.rstrip("0123456789")
         limit = self.timeout + 2 * max(expected, self._longest.get(kind, 0.0))
-        others = _ranks([rank for rank in range(self.size) if rank != self.rank])
+
+        def message() -> str:
+            others = _ranks([rank for rank in range(self.size) if rank != self.rank])
+            return (
+                f"rank {self.rank} of {self.size} has waited {limit:.0f} s for {what} from {others}. One that does not "
+                "say this hangs or cannot be reached. The newest checkpoint stands."
+            )
+
         started = time.perf_counter()
         try:
-            with self._watchdog.watch(
-                limit,
-                f"rank {self.rank} of {self.size} has waited {limit:.0f} s for {what} from {others}. One that does not "
-                "say this hangs or cannot be reached.",
-            ):
+            with self._watchdog.watch(limit, message):
                 yield
         except RuntimeError as error:
             raise JobError(
@@ -319,12 +324,12 @@ class Watchdog:
     def __init__(self) -> None:
         self._condition = threading.Condition()
         self._deadline: float | None = None
-        self._message = ""
+        self._message: Callable[[], str] = str
         self._thread: threading.Thread | None = None
 
     @contextmanager
-    def watch(self, limit: float, message: str) -> Iterator[None]:
-        """Prints the message and exits with code LOST where the block takes more than `limit` seconds."""
+    def watch(self, limit: float, message: Callable[[], str]) -> Iterator[None]:
+        """Prints what `message` returns and exits with code LOST where the block takes more than `limit` seconds."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
             self._thread.start()
@@ -343,7 +348,7 @@ class Watchdog:
                 left = None if self._deadline is None else self._deadline - time.monotonic()
                 if left is not None and left <= 0:
                     # The main thread is inside MLX and hears no exception.
-                    os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, f"error: {self._message}\n".encode())
+                    os.write(2, f"error: {self._message()}\n".encode())
                     os._exit(LOST)
                 self._condition.wait(left)
 

@@ -13,13 +13,17 @@ includes it is put in place, and after a crash both are cut back to the checkpoi
 
 from __future__ import annotations
 
+import json
+import os
 import signal
+import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -43,6 +47,9 @@ from nanoegg_mlx.train import Epoch, EpochResult, Trainer
 from nanoegg_mlx.votes import config_frame, size_before, start_votes, vote_frame
 
 T = TypeVar("T")
+
+_SLOW_DISK = 20e6
+"""Bytes a second that may be expected of any disk, for those who wait for it."""
 
 
 LOCAL = ("train", "valid", "checkpoints", "name", "keep", "engine", "threads", "chunk", "timeout")
@@ -232,7 +239,7 @@ def _prepared(
     """
     world.timeout = config.timeout
     corpus = world.together(lambda: Corpus(config), "all ranks to open their caches")
-    world.agree(corpus.identity, "the content of its caches")
+    corpus.agree(world)
     world.on_root(lambda: check(corpus), "rank 0 to compare the caches")
     whole, reads, epoch = world.tell(
         source and (source.params is not None, source.states is not None, source.epoch), "where to begin"
@@ -258,15 +265,34 @@ class Corpus:
         check_vocabulary(validation_rows(self.valid, config.validation_batch_size).ravel(), config.vocab_size)
         self.train = load_tokens(config.train)
         self._names = {"train": config.train, "valid": config.valid}
+        self._identity: dict[str, dict[str, Any]] = {}
 
-    @cached_property
     def identity(self) -> dict[str, dict[str, Any]]:
-        """Sizes and SHA-256 of both, for checkpoint.json."""
-        return {"train": fingerprint(self.train), "valid": fingerprint(self.valid)}
+        """Sizes and SHA-256 of both, for checkpoint.json; computed once."""
+        if not self._identity:
+            self._identity = {"train": fingerprint(self.train), "valid": fingerprint(self.valid)}
+        return self._identity
+
+    def agree(self, world: World) -> None:
+        """Checks that all ranks have the same content; of those that read the same files only one computes it.
+
+        Raises:
+            InputError: on rank 0, naming a rank that differs; ToldElsewhere on the others.
+        """
+        if world.size == 1:
+            return
+        files = [os.stat(path) for path in self._names.values()]
+        mine = [[one.st_dev, one.st_ino, one.st_size, one.st_mtime_ns] for one in files]
+        places = world.gather_texts(json.dumps([socket.gethostname(), mine]), "the caches' places")
+        first = places.index(places[world.rank])
+        known = json.dumps(self.identity() if first == world.rank else {})
+        expected = (self.train.size + self.valid.size) / _SLOW_DISK
+        self._identity = json.loads(world.gather_texts(known, "the caches' SHA-256", expected)[first])
+        world.agree(self._identity, "the content of its caches")
 
     def check(self, recorded: Any, run: Path) -> None:
         """Raises InputError where the caches are not those that `identity` recorded."""
-        now = self.identity
+        now = self.identity()
         for name, path in self._names.items():
             if not isinstance(recorded, dict) or recorded.get(name) != now[name]:
                 raise InputError(f"The cache {path} is not the one that {run} was trained with: its content differs.")
@@ -367,10 +393,6 @@ class _Run:
         self.world.on_root(write, "rank 0 to write a checkpoint", expected=size / _SLOW_DISK)
 
 
-_SLOW_DISK = 20e6
-"""Bytes a second that a checkpoint may be expected to be written with."""
-
-
 class _Books:
     """What rank 0 writes down of a run, and shows."""
 
@@ -390,7 +412,7 @@ class _Books:
         self.tokens = int(info.get("tokens", last.get("tokens", 0)))
         self.seconds = float(info.get("seconds", last.get("seconds", 0.0)))
         self.sent = trainer.world.sent
-        self.data = corpus.identity
+        self.data = corpus.identity()
         self.display = display.Display(self.config, trainer.epoch)
         self.tracking = Tracking(track, folder, self.config, trainer.epoch, self.display.say)
         self.begin = trainer.epoch
@@ -425,7 +447,12 @@ class _Books:
             if self.config.sample_bytes:
                 line["sample"] = self._sample()
         self.metrics.append(line)
-        self.display.epoch(line)
+        try:
+            self.display.epoch(line)
+        except BrokenPipeError:
+            # Who read this is gone: most likely a launcher that was told to end, and did not pass that on.
+            sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+            signal.raise_signal(signal.SIGTERM)
         self.tracking.log(line)
 
     def _sample(self) -> str:
