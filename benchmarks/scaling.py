@@ -5,8 +5,8 @@ python benchmarks/scaling.py [--population 512] [--tokens 100] [--rounds 3] [--e
 
 The table: jobs of one rank, of two, and of one rank with two threads, in turn; each thread has a core, and the ranks
 are joined by MLX's ring over loopback. Efficiency is the tokens/s a core over those of one rank on one thread: of the
-medians over all epochs, of the best epochs, and by the CPU time that all ranks spend on an epoch (but for waiting in the
-ring, which does not sleep), which tells more than the clock while others use the machine.
+medians over all epochs, of the best epochs, and by the CPU time that all ranks spend on an epoch (but for waiting in
+the ring, which does not sleep), which tells more than the clock while others use the machine.
 The model: a host is two cores of this machine; docs/scaling.md has the formulas.
 """
 
