@@ -13,13 +13,7 @@ includes it is put in place, and after a crash both are cut back to the checkpoi
 
 from __future__ import annotations
 
-import json
-import os
 import signal
-import socket
-import sys
-import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -29,28 +23,22 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from nanoegg_mlx import baselines, checkpoint, display, metrics
+from nanoegg_mlx import checkpoint, metrics
+from nanoegg_mlx.books import Books, new_folder
 from nanoegg_mlx.config import HARMLESS, Config, from_dict
-from nanoegg_mlx.data import check_vocabulary, fingerprint, load_tokens
+from nanoegg_mlx.corpus import SLOW_DISK, Corpus
 from nanoegg_mlx.distributed import World
-from nanoegg_mlx.durable import AppendOnly, Lock, sync_folder, write_file
-from nanoegg_mlx.engines import missed_speed
+from nanoegg_mlx.durable import AppendOnly, Lock, write_file
 from nanoegg_mlx.errors import InputError
-from nanoegg_mlx.evaluate import Evaluation, evaluate, validation_rows
-from nanoegg_mlx.machine import machine
+from nanoegg_mlx.evaluate import Evaluation, evaluate
 from nanoegg_mlx.params import Params
 from nanoegg_mlx.replay import params_at
-from nanoegg_mlx.sample import generate, text_of
 from nanoegg_mlx.shares import params_digest, spread_params, spread_states
-from nanoegg_mlx.tracking import Tracking
-from nanoegg_mlx.train import Epoch, EpochResult, Trainer
-from nanoegg_mlx.votes import config_frame, size_before, start_votes, vote_frame
+from nanoegg_mlx.stop import Stop
+from nanoegg_mlx.train import Epoch, Trainer
+from nanoegg_mlx.votes import config_frame, size_before, start_votes
 
 T = TypeVar("T")
-
-_SLOW_DISK = 20e6
-"""Bytes a second that may be expected of any disk, for those who wait for it."""
-
 
 LOCAL = ("train", "valid", "checkpoints", "name", "keep", "engine", "threads", "chunk", "timeout")
 """Config fields that each rank of a job may have its own way; rank 0's are those that the run records."""
@@ -78,11 +66,11 @@ def train(config: Config, world: World | None = None, track: Sequence[str] = ())
     corpus, trainer = _prepared(config, world)
     with ExitStack() as stack:
 
-        def begin() -> _Books:
+        def begin() -> Books:
             folder = new_folder(config)
             stack.callback(Lock(folder).release)
             write_file(folder / "config.toml", config.to_toml().encode())
-            return _Books(folder, trainer, corpus, start_votes(folder / "votes.bin", config), {}, track)
+            return Books(folder, trainer, corpus, start_votes(folder / "votes.bin", config), {}, track)
 
         return _Run(trainer, corpus, world.on_root(begin, "rank 0 to begin the run")).go()
 
@@ -123,12 +111,12 @@ def resume(folder: Path, changes: Mapping[str, Any], world: World | None = None,
 
         corpus, trainer = _prepared(config, world, source, check)
 
-        def begin() -> _Books:
+        def begin() -> Books:
             votes = _votes_from(folder / "votes.bin", config, trainer.epoch)
             checkpoint.remove_leftovers(folder)
             _set_aside(folder, trainer.epoch)
             write_file(folder / "config.toml", config.to_toml().encode())
-            return _Books(folder, trainer, corpus, votes, source.info if source else {}, track)
+            return Books(folder, trainer, corpus, votes, source.info if source else {}, track)
 
         return _Run(trainer, corpus, world.on_root(begin, "rank 0 to resume the run")).go()
 
@@ -173,7 +161,7 @@ def branch(
     corpus, trainer = _prepared(config, world, found)
     with ExitStack() as stack:
 
-        def begin() -> _Books:
+        def begin() -> Books:
             whole = size_before(source / "votes.bin", epochs)
             if whole is None:
                 raise InputError(f"{source / 'votes.bin'} holds less than {epochs} epochs; branch from an earlier one.")
@@ -189,7 +177,7 @@ def branch(
                     if line["epoch"] <= epochs:
                         lines.append(metrics.encode(line))
             lines.close()
-            return _Books(folder, trainer, corpus, votes, found.info if found else {}, track)
+            return Books(folder, trainer, corpus, votes, found.info if found else {}, track)
 
         books = world.on_root(begin, "rank 0 to begin the run")
         run = _Run(trainer, corpus, books)
@@ -256,68 +244,10 @@ def _prepared(
     return corpus, trainer
 
 
-class Corpus:
-    """The two caches of a run, checked against its config."""
-
-    def __init__(self, config: Config) -> None:
-        """Raises InputError where a cache is missing, damaged, too short or has bytes outside the vocabulary."""
-        self.valid = load_tokens(config.valid)
-        check_vocabulary(validation_rows(self.valid, config.validation_batch_size).ravel(), config.vocab_size)
-        self.train = load_tokens(config.train)
-        self._names = {"train": config.train, "valid": config.valid}
-        self._identity: dict[str, dict[str, Any]] = {}
-
-    def identity(self) -> dict[str, dict[str, Any]]:
-        """Sizes and SHA-256 of both, for checkpoint.json; computed once."""
-        if not self._identity:
-            self._identity = {"train": fingerprint(self.train), "valid": fingerprint(self.valid)}
-        return self._identity
-
-    def agree(self, world: World) -> None:
-        """Checks that all ranks have the same content; of those that read the same files only one computes it.
-
-        Raises:
-            InputError: on rank 0, naming a rank that differs; ToldElsewhere on the others.
-        """
-        if world.size == 1:
-            return
-        files = [os.stat(path) for path in self._names.values()]
-        mine = [[one.st_dev, one.st_ino, one.st_size, one.st_mtime_ns] for one in files]
-        places = world.gather_texts(json.dumps([socket.gethostname(), mine]), "the caches' places")
-        first = places.index(places[world.rank])
-        known = json.dumps(self.identity() if first == world.rank else {})
-        expected = (self.train.size + self.valid.size) / _SLOW_DISK
-        self._identity = json.loads(world.gather_texts(known, "the caches' SHA-256", expected)[first])
-        world.agree(self._identity, "the content of its caches")
-
-    def check(self, recorded: Any, run: Path) -> None:
-        """Raises InputError where the caches are not those that `identity` recorded."""
-        now = self.identity()
-        for name, path in self._names.items():
-            if not isinstance(recorded, dict) or recorded.get(name) != now[name]:
-                raise InputError(f"The cache {path} is not the one that {run} was trained with: its content differs.")
-
-
-def new_folder(config: Config) -> Path:
-    """Creates `<checkpoints>/<name>`, or with the first free number behind the name: no run is overwritten."""
-    parent = Path(config.checkpoints)
-    parent.mkdir(parents=True, exist_ok=True)
-    number = 1
-    while True:
-        folder = parent / (config.name if number == 1 else f"{config.name}-{number}")
-        try:
-            folder.mkdir()
-        except FileExistsError:
-            number += 1
-            continue
-        sync_folder(parent)
-        return folder
-
-
 class _Run:
     """A run between two epochs: the trainer on every rank, and on rank 0 the books that it keeps."""
 
-    def __init__(self, trainer: Trainer, corpus: Corpus, books: _Books | None) -> None:
+    def __init__(self, trainer: Trainer, corpus: Corpus, books: Books | None) -> None:
         self.trainer, self.corpus, self.books = trainer, corpus, books
         self.config, self.world = trainer.config, trainer.world
 
@@ -390,175 +320,7 @@ class _Run:
             if self.books:
                 self.books.save(states)
 
-        self.world.on_root(write, "rank 0 to write a checkpoint", expected=size / _SLOW_DISK)
-
-
-class _Books:
-    """What rank 0 writes down of a run, and shows."""
-
-    def __init__(
-        self,
-        folder: Path,
-        trainer: Trainer,
-        corpus: Corpus,
-        votes: AppendOnly,
-        info: Mapping[str, Any],
-        track: Sequence[str],
-    ) -> None:
-        self.folder, self.trainer, self.corpus, self.votes = folder, trainer, corpus, votes
-        self.config = trainer.config
-        self.metrics = metrics.MetricsFile(folder / "metrics.jsonl", trainer.epoch)
-        last = self.metrics.last or {}
-        self.tokens = int(info.get("tokens", last.get("tokens", 0)))
-        self.seconds = float(info.get("seconds", last.get("seconds", 0.0)))
-        self.sent = trainer.world.sent
-        self.data = corpus.identity()
-        self.display = display.Display(self.config, trainer.epoch)
-        self.tracking = Tracking(track, folder, self.config, trainer.epoch, self.display.say)
-        self.begin = trainer.epoch
-        self.started = time.perf_counter()
-        config, ranks = self.config, trainer.world.size
-        self.display.say(
-            f"{self.folder}: {config.n_layer} layer{'s' * (config.n_layer > 1)}, {config.n_embd} wide, "
-            f"population {config.population}, epochs {trainer.epoch} to {config.num_epochs} of "
-            f"{config.population * config.tokens_per_update:,} tokens, engine {trainer.engine.name}"
-            + (f", {ranks} processes" if ranks > 1 else "")
-        )
-        if note := missed_speed(config):
-            self.display.say(note)
-
-    def begun(self) -> tuple[bool, bool]:
-        """Whether the run is at its very beginning, and whether it has a checkpoint."""
-        return not self.metrics.last and self.trainer.epoch == 0, bool(checkpoint.folders(self.folder))
-
-    def vote(self, result: EpochResult) -> None:
-        """Appends an epoch's vote, before the epoch is the trainer's state."""
-        self.tokens += result.tokens
-        self.votes.append(vote_frame(self.config, result.epoch, result.fitness))
-
-    def log(self, result: EpochResult | None, validation: Evaluation | None) -> None:
-        """Appends and shows the line of the metrics for the trainer's state."""
-        line = metrics.record(self.trainer.epoch, self.tokens, result, validation)
-        sent, self.sent = self.sent, self.trainer.world.sent
-        seconds = self.seconds + time.perf_counter() - self.started
-        line |= {"seconds": seconds, "rss_mb": metrics.resident_mb(), "wire_bytes": self.sent - sent}
-        if line["validation"] is not None:
-            line["weights"] = metrics.weight_histogram(self.config, self.trainer.params)
-            if self.config.sample_bytes:
-                line["sample"] = self._sample()
-        self.metrics.append(line)
-        try:
-            self.display.epoch(line)
-        except BrokenPipeError:
-            # Who read this is gone: most likely a launcher that was told to end, and did not pass that on.
-            sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
-            signal.raise_signal(signal.SIGTERM)
-        self.tracking.log(line)
-
-    def _sample(self) -> str:
-        """What the model writes by itself at temperature 1: the same draws at every validation."""
-        config, engine = self.config, self.trainer.engine
-        return text_of(generate(self.trainer.params, config, tokens=config.sample_bytes, engine=engine))
-
-    def save(self, states: np.ndarray | None) -> None:
-        """Puts a checkpoint in place, after all that it stands on is on the disk; states: (N, L, D) int8."""
-        self.votes.sync()
-        self.metrics.sync()
-        last = self.metrics.last or {}
-        figures = last if last.get("epoch") == self.trainer.epoch else {}
-        info = {
-            "tokens": self.tokens,
-            "seconds": self.seconds + time.perf_counter() - self.started,
-            "validation": figures.get("validation"),
-            "validation_exact": figures.get("validation_exact"),
-            "engine": self.trainer.engine.name,
-            "machine": machine(),
-            "data": self.data,
-        }
-        checkpoint.save(self.folder, self.trainer, info, states)
-
-    def report(self, stopped: signal.Signals | None) -> None:
-        """Tells how the run has ended."""
-        epochs, trained = self.trainer.epoch, self.trainer.epoch - self.begin
-        print(f"{trained} epochs in {time.perf_counter() - self.started:,.1f} s; checkpoint {self.folder / 'latest'}")
-        if stopped:
-            print(f"Stopped by {stopped.name} after epoch {epochs} of {self.config.num_epochs}; ", end="")
-            print(f"`nanoegg train --resume {self.folder}` goes on.")
-        print(summary(self.metrics.validations, self.corpus.valid))
-
-    def close(self) -> None:
-        """Closes the files and ends the display."""
-        self.display.close()
-        self.votes.close()
-        self.metrics.close()
-        self.tracking.close()
-
-
-class Stop:
-    """What SIGINT (Ctrl-C) and SIGTERM do inside the `with` block: the first asks for an end, a second ends at once.
-
-    In a job of several processes the end is that of the epoch whose flags have told all ranks of the signal.
-    """
-
-    def __init__(self, together: bool = False) -> None:
-        self.came: signal.Signals | None = None
-        """The first signal that came to this process."""
-        self.signal: signal.Signals | None = None
-        """The signal that ends the run."""
-        self._together = together
-        self._abandoning = False
-        self._handlers: dict[int, Any] = {}
-
-    def __enter__(self) -> Stop:
-        if threading.current_thread() is threading.main_thread():  # others cannot have handlers
-            self._handlers = {number: signal.signal(number, self._came) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
-
-    def heard(self, flags: Sequence[int]) -> None:
-        """Takes in what signal each rank of the job had got, or 0: the first one ends the run on all of them."""
-        if self._together and any(flags):
-            self.signal = signal.Signals(next(flag for flag in flags if flag))
-
-    def attempt(self, compute: Callable[[], T]) -> T | None:
-        """What `compute` returns, or None where a signal came before it was done; it must not change anything.
-
-        In a job it is always done: the others count on this rank.
-        """
-        try:
-            self._abandoning = not self._together
-            computed = compute()
-            self._abandoning = False
-            return computed
-        except _Abandoned:
-            return None
-        finally:
-            self._abandoning = False
-
-    def _came(self, number: int, frame: object) -> None:
-        self.came = signal.Signals(number)
-        if not self._together:
-            self.signal = self.came
-        for other in self._handlers:
-            signal.signal(other, signal.SIG_DFL)
-        if self._abandoning:
-            raise _Abandoned
-
-
-class _Abandoned(BaseException):
-    """Leaves a computation that a signal has made pointless."""
-
-
-def summary(validations: Sequence[metrics.Record], tokens: np.ndarray) -> str:
-    """A table of some validations beside what the validation bytes' own statistics give."""
-    rows = [(f"after {line['epoch']} epochs", line["validation"]) for line in validations]
-    rows += [(name, baselines.BASELINES[name](tokens)) for name in ("unigram", "bigram", "gzip")]
-    return "\n".join(
-        ["Bits per byte of the validation set:", *[f"  {name:<18} {value:7.4f}" for name, value in dict(rows).items()]]
-    )
+        self.world.on_root(write, "rank 0 to write a checkpoint", expected=size / SLOW_DISK)
 
 
 def _changed(config: Config, changes: Mapping[str, Any], folder: Path) -> Config:

@@ -28,13 +28,15 @@ import mlx.optimizers as optim
 import numpy as np
 from mlx.utils import tree_flatten, tree_map
 
+from nanoegg_mlx.books import new_folder
 from nanoegg_mlx.config import Config
+from nanoegg_mlx.corpus import Corpus
 from nanoegg_mlx.data import Lanes
 from nanoegg_mlx.durable import HashedFile, Lock, write_file
 from nanoegg_mlx.errors import InputError
 from nanoegg_mlx.evaluate import validation_rows
 from nanoegg_mlx.metrics import MetricsFile, Record, resident_mb
-from nanoegg_mlx.run import Corpus, Stop, new_folder
+from nanoegg_mlx.stop import Stop
 
 _HEAD = 64
 """Width of an attention head."""

@@ -277,7 +277,7 @@ def test_signals(number: signal.Signals, code: int, expected: dict[str, Any]) ->
 
 def test_a_second_signal_ends_at_once() -> None:
     script = (
-        "import os, signal; from nanoegg_mlx.run import Stop\n"
+        "import os, signal; from nanoegg_mlx.stop import Stop\n"
         "with Stop() as stop:\n"
         "    assert stop.attempt(lambda: os.kill(os.getpid(), signal.SIGINT) or 1) is None\n"
         "    assert stop.signal == signal.SIGINT\n"
