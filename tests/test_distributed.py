@@ -53,7 +53,8 @@ assert evolve.vote_dtype(VARIANTS["wide"]) == mx.int64
 ALL = """
 from pathlib import Path
 import mlx.core as mx
-from nanoegg_mlx import Config, distributed, run
+from nanoegg_mlx import Config, distributed, run, shares
+distributed._PIECE, shares._PIECE = 9000, 300  # so that all that travels does so in pieces
 world = distributed.join()
 print("threads", world.threads(0), world.threads(3))
 total = world.sum(mx.array([2**40 + world.rank], mx.int64), "the sum").item()
@@ -205,7 +206,7 @@ def test_killed_ranks(corpus: Path) -> None:
     expected = untouched(config)
     generator = random.Random(1)
     killed = 0
-    for number, ranks in enumerate([3, 2, 4, 2]):
+    for number, ranks in enumerate([3, 2, 4]):
         job = Job(ranks, *TRAIN, f"--resume={FOLDER}" if number else "--config=c.toml")
         job.wait_for("runs/t: ")
         time.sleep(generator.uniform(0, 0.3))
@@ -220,7 +221,7 @@ def test_killed_ranks(corpus: Path) -> None:
             for rank, code in enumerate(codes):
                 assert code != 3 or f"error: Rank {rank} of {ranks} waited for " in job.said(rank)
                 assert "Traceback" not in job.said(rank)
-    assert killed >= 2
+    assert killed >= 1
     assert Job(2, *TRAIN, f"--resume={FOLDER}").wait() == [0, 0]
     assert outcome(FOLDER) == expected
 
@@ -246,6 +247,36 @@ def test_a_rank_that_never_comes() -> None:
     job.ranks[1].kill()
     assert job.wait(30) == [1, -signal.SIGKILL]
     assert "wait_for_the_other_ranks_to_start" in job.said(0)
+
+
+IN_PIECES = """
+import sys
+from nanoegg_mlx import cli, distributed, shares
+distributed._PIECE, shares._PIECE = 9000, 300
+sys.exit(cli.main())
+"""
+
+
+def test_hosts_that_share_nothing() -> None:
+    """Only rank 0 sees the run; the others have caches of their own, and half of them another engine."""
+    config = CONFIG.replace(num_epochs=6, update="sharded", n_layer=2)
+    run.train(config.replace(num_epochs=3))
+    expected = untouched(config)
+    for name in ("train.npy", "valid.npy"):
+        shutil.copy(name, f"other-{name}")
+
+    def own(rank: int) -> list[str]:
+        if rank == 0:
+            return [f"--resume={FOLDER}"]
+        return ["--resume=elsewhere", "--train=other-train.npy", "--valid=other-valid.npy", f"--engine={ENGINES[0]}"]
+
+    job = Job(3, "-c", IN_PIECES, "train", "--num-epochs=6", own=own)
+    assert job.wait() == [0, 0, 0]
+    result = outcome(FOLDER)
+    assert not Path("elsewhere").exists() and checkpoint.load(FOLDER, pytest.fail).config.train == "train.npy"
+    for line in [*result["metrics"], *expected["metrics"]]:  # float64: its last bits are the engine's
+        line["validation_exact"] = line["validation_exact"] and round(line["validation_exact"], 10)
+    assert result == expected
 
 
 CORRUPT = """
@@ -307,9 +338,9 @@ def test_branches(corpus: Path) -> None:
     run.branch(FOLDER, 3, {"name": "alone"})
     run.branch(FOLDER, 2, {"name": "votes"})
     for name, source in (("alone", "runs/t@3"), ("votes", "runs/t@2")):
-        job = Job(3, *TRAIN, f"--name={name}",
+        job = Job(2, *TRAIN, f"--name={name}",
                   own=lambda rank, source=source: [f"--branch={source if rank == 0 else 'elsewhere@1'}"])  # fmt: skip
-        assert job.wait() == [0, 0, 0]
+        assert job.wait() == [0, 0]
         assert outcome(Path(f"runs/{name}-2")) == outcome(Path(f"runs/{name}"))
 
 
