@@ -110,7 +110,7 @@ def members_of(E: LowRank | mx.array, scale: float, antithetic: bool) -> LowRank
 
 def dense(delta: LowRank | mx.array, shape: Sequence[int]) -> mx.array:
     """A perturbation as an array of the leaf's shape: what the fast paths never form."""
-    return (delta.A @ delta.B.swapaxes(-1, -2)).reshape(shape) if isinstance(delta, LowRank) else delta
+    return (delta.A @ delta.B.swapaxes(-1, -2) if isinstance(delta, LowRank) else delta).reshape(shape)
 
 
 def weighted_sum(E: LowRank | mx.array, weights: mx.array, shape: Sequence[int]) -> mx.array:
