@@ -1,5 +1,6 @@
 # make quickstart   a virtual environment, a corpus, and three minutes of training
 # make test         everything that has to hold: lint, types, tests
+# make notebook     EGGROLL's claims as experiments, in the browser (marimo, of the extra `notebook`)
 #
 # MLX=cpu (the default off macOS), cuda12 or cuda13 chooses MLX's back end on Linux.
 PYTHON ?= python3
@@ -11,7 +12,7 @@ endif
 comma := ,
 EXTRAS = $(if $(MLX),$(MLX)$(comma))test
 
-.PHONY: quickstart install test lint clean
+.PHONY: quickstart install test lint notebook clean
 
 quickstart: install
 	$(BIN)/nanoegg prepare --source python-stdlib
@@ -33,6 +34,9 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+notebook: install
+	$(BIN)/marimo edit notebooks/eggroll_claims.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -18,15 +18,15 @@ from nanoegg_mlx.claims.cartpole import cartpole
 from nanoegg_mlx.claims.digits import digits
 from nanoegg_mlx.claims.low_rank import aggregate_rank, low_rank
 from nanoegg_mlx.claims.quadratic import quadratic, stability
-from nanoegg_mlx.claims.report import Result, Spread, page, table
+from nanoegg_mlx.claims.report import Result, Spread, machine, page, table
 from nanoegg_mlx.claims.step_reward import step_reward
 from nanoegg_mlx.claims.throughput import throughput
 from nanoegg_mlx.claims.two_moons import two_moons
 from nanoegg_mlx.claims.variance import update_variance
 
 __all__ = [
-    "EXPERIMENTS", "SMOKE", "Result", "Spread", "aggregate_rank", "cartpole", "digits", "low_rank", "page", "quadratic",
-    "run", "run_all", "stability", "step_reward", "table", "throughput", "two_moons", "update_variance",
+    "EXPERIMENTS", "SMOKE", "Result", "Spread", "aggregate_rank", "cartpole", "digits", "low_rank", "machine", "page",
+    "quadratic", "run", "run_all", "stability", "step_reward", "table", "throughput", "two_moons", "update_variance",
 ]  # fmt: skip
 
 Size = Literal["smoke", "full"]

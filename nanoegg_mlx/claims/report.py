@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import platform
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from typing import Any
 
+import mlx.core as mx
 import numpy as np
 
 
@@ -74,6 +78,12 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     columns = list(rows[0])
     lines = [columns, ["---"] * len(columns), *([cell(row[column]) for column in columns] for row in rows)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def machine() -> str:
+    """What it was measured on, in words."""
+    device = "CPU" if mx.default_device().type == mx.cpu else "GPU"
+    return f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, MLX {version('mlx')} on its {device}"
 
 
 def page(results: dict[str, Result], opening: str, figures: Sequence[str] = (), folder: str = "") -> str:
