@@ -4,7 +4,8 @@ make notebook                                              opens it, small sizes
 python notebooks/eggroll_claims.py                         everything in full (up to 20 minutes on two cores)
 python notebooks/eggroll_claims.py --smoke --output DIR    the smallest sizes
 
-As a script it writes claims.md and its figures (claims/*.png) into the folder --output: `docs`, or with --smoke `build`.
+As a script it writes claims.md and its figures (claims/*.png) into the folder --output: `docs`, or `build` with
+--smoke.
 """
 
 import marimo

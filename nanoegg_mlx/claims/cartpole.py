@@ -93,12 +93,11 @@ def cartpole(
         rows=rows,
         claim=f"The expectation is that ES alone reaches the customary mark of {SOLVED} of 200 steps for every seed",
         measured=f"{len(solved)} of {seeds} seeds reach it, {need}; the return goes from "
-        f"{np.mean([c[0] for c in curves]):.0f} "
-        f"to {np.mean(final):.0f} of {steps} at the end, {np.mean(best):.0f} at best",
+        f"{np.mean([c[0] for c in curves]):.0f} to {np.mean(final):.0f} of {steps} at the end, {np.mean(best):.0f} at "
+        "best",
         holds=len(solved) == seeds,
         notes=f"A policy of 4 - {hidden} - 1, a push to the left or the right by the sign of its output; population "
         f"{population}, {episodes} episodes each, the same for all members of a generation, {seeds} seeds; the return "
-        "of the "
-        f"mean policy is measured on 50 other episodes of {steps} steps.",
+        f"of the mean policy is measured on 50 other episodes of {steps} steps.",
         series={"curves": curves, "each": each, "mark": SOLVED / 200 * steps, "population": spreads},
     )

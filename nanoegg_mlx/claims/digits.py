@@ -99,13 +99,11 @@ def digits(
         "equal evaluations",
         measured=f"ES reaches {evolved.mean:.1%}, backpropagation {at_time_.mean:.1%} in the same time and "
         f"{at_evaluations.mean:.1%} with the same evaluations, and ES uses {ratio} the evaluations that "
-        "backpropagation "
-        "needs to get where ES ends",
+        "backpropagation needs to get where ES ends",
         holds=bool(at_time_.mean > evolved.mean and at_evaluations.mean > evolved.mean),
         notes=f"64 - {hidden} - 10, Adam at {rate} for both, 1,437 images to learn from and 360 to test; ES with "
-        "batches of "
-        f"{batch} shared by all members, z-scores, {steps} steps; backpropagation with batches of {backprop_batch}; "
-        f"{seeds} seeds.",
+        f"batches of {batch} shared by all members, z-scores, {steps} steps; backpropagation with batches of "
+        f"{backprop_batch}; {seeds} seeds.",
         series={
             "curves": curves,
             "ES evaluations": [step * per_step for step in curve.steps],

@@ -158,15 +158,13 @@ def low_rank(
         claim="The paper claims that the low-rank update converges to the full-rank one at O(1/r)",
         measured=f"the bias of the expected update falls with slope {fitted.mean:.2f} ± {fitted.std:.2f} over ranks "
         f"{ranks[0]} to {ranks[-1]} and {last.mean:.2f} over the last two, from {np.mean(relative[ranks[0]]):.1%} at "
-        f"rank {ranks[0]} to "
-        f"{np.mean(relative[ranks[-1]]):.2%} at rank {ranks[-1]} (while at N = {population} the noise of a single "
-        "update is "
-        f"{np.mean(noise[ranks[0]]):.0%}, {ratio:.2f} times that of full rank, and hides it)",
+        f"rank {ranks[0]} to {np.mean(relative[ranks[-1]]):.2%} at rank {ranks[-1]} (while at N = {population} the "
+        f"noise of a single update is {np.mean(noise[ranks[0]]):.0%}, {ratio:.2f} times that of full rank, and hides "
+        "it)",
         holds=bool(-1.15 < fitted.mean < -0.85),
         notes=f"f(W) = sum c tanh(W x), W of {m} x {n}, sigma {sigma}, {seeds} layers. Bias is |g_r - g| / |g|, by "
-        "quadrature; "
-        "sampled with the library's noise as a check. The error of one update is that of a finite population, relative "
-        "to the expected full-rank update: nearly all of it is Monte Carlo noise.",
+        "quadrature; sampled with the library's noise as a check. The error of one update is that of a finite "
+        "population, relative to the expected full-rank update: nearly all of it is Monte Carlo noise.",
         series={
             "ranks": list(ranks),
             "bias": [relative[rank] for rank in ranks],
@@ -218,13 +216,11 @@ def aggregate_rank(
         title="Low rank against full rank: the rank of the sum",
         rows=rows,
         claim="The expectation is an update of rank min(N r, m, n): full as soon as the population is large enough, "
-        "though "
-        "each member's noise is of rank r",
+        "though each member's noise is of rank r",
         measured=f"{right} of {all_of} sums have exactly this rank",
         holds=right == all_of,
         notes=f"sum f_i E_i for a matrix of {m} x {n}, normal f_i, without antithetic pairs (with them N is the "
-        "number of "
-        f"pairs); singular values above 1e-5 of the largest count; {seeds} seeds. Effective rank is (sum s^2)^2 / sum "
-        "s^4.",
+        f"number of pairs); singular values above 1e-5 of the largest count; {seeds} seeds. Effective rank is (sum "
+        "s^2)^2 / sum s^4.",
         series={"spectra": spectra},
     )

@@ -86,13 +86,11 @@ def quadratic(
         title="Quadratic: EGGROLL against SGD",
         rows=rows,
         claim="The expectation is that rank 1 learns about as fast as full rank, that sigma cancels, and that a "
-        "growing "
-        "population comes near SGD",
+        "growing population comes near SGD",
         measured=f"after {steps} steps rank {rank_name(ranks[0])} is at {of_rank[0] / of_rank[1]:.2f} times the loss "
-        "of "
-        f"rank {rank_name(ranks[-1])}, the losses over sigma differ by {max(of_sigma) / min(of_sigma) - 1:.1%}, "
-        f"population {max(populations)} is at {to_sgd:.2f} times SGD's loss, and no mean is further "
-        f"than a factor of {np.exp(off):.2f} from the predicted one",
+        f"of rank {rank_name(ranks[-1])}, the losses over sigma differ by {max(of_sigma) / min(of_sigma) - 1:.1%}, "
+        f"population {max(populations)} is at {to_sgd:.2f} times SGD's loss, and no mean is further than a factor of "
+        f"{np.exp(off):.2f} from the predicted one",
         holds=bool(of_rank[0] / of_rank[1] < 1.5 and max(of_sigma) / min(of_sigma) < 1.05 and 1 / 1.5 < to_sgd < 1.5),
         notes=f"f(W) = -1/2 |W|^2 for W of {shape[0]} x {shape[1]}, learning rate {rate} for all, {steps} steps, "
         f"{seeds} seeds. Predicted is the expectation by the second moment of the noise (see the module's docstring).",
@@ -174,7 +172,6 @@ def stability(
         ),
         notes=f"f(W) = -1/2 sum lambda W^2 for W of {m} x {n}, lambda from 1/condition to 1, rank 1, {steps} steps, "
         f"{seeds} seeds and {len(rates)} rates from {rates[0]:g} to {rates[-1]:g}; a run is stable if it ends below "
-        "its "
-        "start, and the limit is the largest rate of the grid up to which all are.",
+        "its start, and the limit is the largest rate of the grid up to which all are.",
         series={"maps": maps, "rates": list(rates)},
     )

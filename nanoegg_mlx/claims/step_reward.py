@@ -76,11 +76,9 @@ def step_reward(
         ],
         claim="The expectation is that ES learns from a reward whose gradient is zero",
         measured=f"the largest gradient entry is {max(norms):g}, and ES takes test accuracy from "
-        f"{np.mean(started):.2f} to "
-        f"{np.mean(evolved):.2f}, by {gain.min():.2f} at least in {seeds} seeds",
+        f"{np.mean(started):.2f} to {np.mean(evolved):.2f}, by {gain.min():.2f} at least in {seeds} seeds",
         holds=bool(max(norms) == 0 and gain.min() > 0.1),
         notes=f"{inputs} inputs, {hidden} hidden units of hard thresholds, {examples} examples to learn from and as "
-        "many "
-        f"to test; the fitness is the share of right answers, ranked, {steps} steps, {seeds} seeds.",
+        f"many to test; the fitness is the share of right answers, ranked, {steps} steps, {seeds} seeds.",
         series={"curves": curves, "every": 10, "population": spreads},
     )

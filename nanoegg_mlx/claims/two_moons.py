@@ -92,10 +92,8 @@ def two_moons(
         + f", and ES takes {best[1]} times the evaluations and {cost:.1f} times the time",
         holds=bool(max(gaps.values()) <= 0.02),
         notes=f"A network of {' - '.join(map(str, SIZES))}, Adam at 0.03 for both, cross-entropy of {examples} "
-        "examples, "
-        f"{steps} steps, {seeds} seeds; test accuracy on 1,000 others. An evaluation of backpropagation is a forward "
-        "and a "
-        "backward pass.",
+        f"examples, {steps} steps, {seeds} seeds; test accuracy on 1,000 others. An evaluation of backpropagation is "
+        "a forward and a backward pass.",
         series={
             "grid": {key: row["test accuracy"].mean for key, row in grid.items()},
             "sigmas": list(sigmas),

@@ -76,18 +76,15 @@ def update_variance(seeds: int = 10, updates: int = 60, population: int = 64, si
         title="Antithetic pairs, baselines and fitness shaping: the variance of the update",
         rows=rows,
         claim="The expectation is that a baseline and antithetic pairs each cut the variance of the update, and that "
-        "pairs "
-        "need no baseline",
+        "pairs need no baseline",
         measured=f"by medians, a mean baseline divides the variance by {plain / centred:.1f}, pairs divide it by "
         f"{plain / pairs:.1f} (at equal evaluations they vary {pairs / centred:.1f} times as much as single members "
-        "with a "
-        f"baseline), the baseline changes that of pairs by a factor of {both:.3f}, and among the shapings of pairs "
-        f"{best_shaping!r} varies least",
+        f"with a baseline), the baseline changes that of pairs by a factor of {both:.3f}, and among the shapings of "
+        f"pairs {best_shaping!r} varies least",
         holds=bool(centred < plain and pairs < plain and abs(both - 1) < 0.01),
-        notes=f"The networks and data of the two moons at their start, population {population}, sigma {sigma}, rank 1, "
-        f"{updates} updates from the same noise for every combination, {seeds} seeds. A baseline has no effect on "
-        "ranks or "
-        "z-scores, which are centred anyway. Signal is the length of the update along the gradient.",
+        notes=f"The networks and data of the two moons at their start, population {population}, sigma {sigma}, rank "
+        f"1, {updates} updates from the same noise for every combination, {seeds} seeds. A baseline has no effect on "
+        "ranks or z-scores, which are centred anyway. Signal is the length of the update along the gradient.",
         series={"variance": {key: spread[key] for key in combinations}, "cosine": cosine},
     )
 
