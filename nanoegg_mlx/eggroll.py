@@ -34,6 +34,8 @@ import mlx.optimizers as optim
 import numpy as np
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
+from nanoegg_mlx.errors import InputError
+
 Shaping = Literal["none", "centered-rank", "zscore", "sign"]
 NoiseKind = Literal["lowrank", "full"]
 Tree = Any
@@ -51,9 +53,6 @@ class LowRank(NamedTuple):
 
 Noise = dict[str, LowRank | mx.array]
 """Leaf name -> noise: of a matrix low-rank, of a vector or scalar (and of everything if noise is "full") dense."""
-
-
-# --- noise ------------------------------------------------------------------------------------------------------------
 
 
 def matrix_shape(shape: Sequence[int]) -> tuple[int, int]:
@@ -131,9 +130,6 @@ def weighted_sum(E: LowRank | mx.array, weights: mx.array, shape: Sequence[int])
     # (K, m, r) -> (m, K r): the sum over draws and ranks is the inner dimension of the product.
     A, B = (mx.moveaxis(factor, 0, 1).reshape(factor.shape[1], -1) for factor in (A, E.B))
     return (A @ B.T / math.sqrt(rank)).reshape(shape)
-
-
-# --- the forward pass of perturbed layers -----------------------------------------------------------------------------
 
 
 def perturbed_product(x: mx.array, W: mx.array, A: mx.array, B: mx.array) -> mx.array:
@@ -246,9 +242,6 @@ def perturbed(model: nn.Module, deltas: Noise) -> Iterator[nn.Module]:
         model.update(before)
 
 
-# --- from fitness to weights ------------------------------------------------------------------------------------------
-
-
 def kept_members(fitness: np.ndarray, antithetic: bool) -> np.ndarray:
     """Which members count: bool (N,). A member with a fitness that is not finite is dropped, and its twin with it.
 
@@ -306,9 +299,6 @@ def shape_fitness(
     return weights, kept
 
 
-# --- the optimiser ----------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Report:
     """What one step did."""
@@ -324,7 +314,7 @@ class Report:
     non_finite: int
     """Members whose fitness was infinite or not a number."""
     dropped: int
-    """Those and, with antithetic pairs, their twins: left out of the update."""
+    """Those and, with antithetic pairs, their twins: left out of the update. All, where their sum is not finite."""
     update_norm: float
     """Euclidean norm of the change of all parameters."""
     cosine: float
@@ -334,9 +324,9 @@ class Report:
     vectorised: bool
     """Whether everything ran under mx.vmap; otherwise members were evaluated one after the other."""
     floats_per_member: int
-    """Floats of a member's noise, were it sent: sum of r (m + n) over matrices. (Sending the seed is cheaper yet.)"""
+    """Floats of a member's noise, were it sent: r (m + n) for a low-rank matrix. (The seed would do, and is one.)"""
     floats_per_member_full: int
-    """The same for noise of full rank: sum of m n."""
+    """The same for noise of full rank: m n for a matrix."""
 
 
 class EggRoll:
@@ -390,36 +380,8 @@ class EggRoll:
             chunk: members evaluated at a time, to bound memory; all by default. Even if antithetic.
 
         Raises:
-            ValueError: an argument out of range, or a model whose parameters cannot be perturbed.
+            InputError: (a ValueError) an argument out of range, or a model whose parameters cannot be perturbed.
         """
-        _check(population >= 1, f"population is {population}, but at least one member is needed")
-        _check(
-            not (antithetic and population % 2), f"population is {population}, but antithetic pairs need an even number"
-        )
-        _check(sigma > 0 and math.isfinite(sigma), f"sigma is {sigma}, but it must be a positive number")
-        _check(rank >= 1, f"rank is {rank}, but it must be at least 1")
-        _check(
-            fitness_shaping in get_args(Shaping),
-            f"fitness_shaping is {fitness_shaping!r}, but it must be one of {', '.join(get_args(Shaping))}",
-        )
-        _check(
-            noise in get_args(NoiseKind), f"noise is {noise!r}, but it must be one of {', '.join(get_args(NoiseKind))}"
-        )
-        _check(
-            baseline in ("none", "mean") or (not isinstance(baseline, str) and math.isfinite(baseline)),
-            f"baseline is {baseline!r}, but it must be 'none', 'mean' or a number",
-        )
-        _check(
-            (learning_rate is None) != (optimizer is None),
-            "either learning_rate or optimizer must be given, and not both",
-        )
-        _check(0 <= seed < 1 << 64, f"seed is {seed}, but it must be in [0, 2^64)")
-        chunk = population if chunk is None else chunk
-        _check(
-            chunk >= 1 and not (antithetic and chunk % 2),
-            f"chunk is {chunk}, but it must be positive, and even with antithetic pairs",
-        )
-
         self.model = model
         self.population = population
         self.sigma = sigma
@@ -429,30 +391,68 @@ class EggRoll:
         self.fitness_shaping: Shaping = fitness_shaping
         self.noise_kind: NoiseKind = noise
         self.seed = seed
-        self.chunk = chunk
-        self.optimizer: optim.Optimizer = optim.SGD(learning_rate) if optimizer is None else optimizer  # type: ignore[arg-type]
+        self.chunk = population if chunk is None else chunk
         self.steps = 0
         self._previous_change: dict[str, mx.array] = {}
         self._started: float | None = None
         self._vectorised = True
+        self._check_settings()
         self._check_leaves()
+        if learning_rate is not None and optimizer is None:
+            optimizer = optim.SGD(learning_rate)
+        elif learning_rate is not None or optimizer is None:
+            raise InputError("Either learning_rate or optimizer must be given, and not both.")
+        self.optimizer = optimizer
+
+    def _check_settings(self) -> None:
+        """Every setting against what is allowed."""
+        pairs, baseline = self.antithetic, self.baseline
+        rules = (
+            (self.population >= 1, "population", self.population, "at least 1"),
+            (not (pairs and self.population % 2), "population", self.population, "even, for antithetic pairs"),
+            (0 < self.sigma < math.inf, "sigma", self.sigma, "a positive number"),
+            (self.rank >= 1, "rank", self.rank, "at least 1"),
+            (
+                baseline in ("none", "mean") if isinstance(baseline, str) else math.isfinite(baseline),
+                "baseline",
+                baseline,
+                "'none', 'mean' or a number",
+            ),
+            (
+                self.fitness_shaping in get_args(Shaping),
+                "fitness_shaping",
+                self.fitness_shaping,
+                f"one of {', '.join(get_args(Shaping))}",
+            ),
+            (
+                self.noise_kind in get_args(NoiseKind),
+                "noise",
+                self.noise_kind,
+                f"one of {', '.join(get_args(NoiseKind))}",
+            ),
+            (0 <= self.seed < 1 << 64, "seed", self.seed, "in [0, 2^64)"),
+            (self.chunk >= 1, "chunk", self.chunk, "at least 1"),
+            (not (pairs and self.chunk % 2), "chunk", self.chunk, "even, for antithetic pairs"),
+        )
+        for holds, name, value, allowed in rules:
+            if not holds:
+                raise InputError(f"{name} is {value!r}, but it must be {allowed}.")
 
     def _check_leaves(self) -> None:
+        """That every parameter can be perturbed, once."""
         leaves = self.parameters()
-        _check(bool(leaves), "the model has no trainable parameters")
+        if not leaves:
+            raise InputError("The model has no trainable parameters.")
+        first_name: dict[int, str] = {}
         for name, leaf in leaves.items():
-            _check(
-                isinstance(leaf, mx.array) and mx.issubdtype(leaf.dtype, mx.floating),
-                f"parameter {name} is not an array of floating point numbers; freeze it or leave it out",
-            )
-        owner: dict[int, str] = {}
-        for name, leaf in leaves.items():
-            first = owner.setdefault(id(leaf), name)
-            _check(
-                first == name,
-                f"parameters {first} and {name} are one array, which would be perturbed twice: use the layer in two "
-                "places by one name (nn.Embedding.as_linear for tied embeddings) or copy the array",
-            )
+            if not (isinstance(leaf, mx.array) and mx.issubdtype(leaf.dtype, mx.floating)):
+                raise InputError(f"Parameter {name} is not an array of floats: freeze it or leave it out.")
+            first = first_name.setdefault(id(leaf), name)
+            if first != name:
+                raise InputError(
+                    f"Parameters {first} and {name} are one array, which would be perturbed twice: copy it, or keep its "
+                    "layer in one place (for tied embeddings there is nn.Embedding.as_linear)."
+                )
 
     def _trainable(self) -> Tree:
         return self.model.trainable_parameters() if isinstance(self.model, nn.Module) else self.model
@@ -501,7 +501,8 @@ class EggRoll:
 
     def member(self, index: int) -> Tree:
         """The parameters of one member of this step, formed in full: to look at, to save, to test against."""
-        _check(0 <= index < self.population, f"member {index} is not in a population of {self.population}")
+        if not 0 <= index < self.population:
+            raise InputError(f"Member {index} is not in a population of {self.population}.")
         first = index - index % 2 if self.antithetic else index
         deltas = self.perturbations(range(first, first + (2 if self.antithetic else 1)))
         return tree_unflatten(
@@ -516,7 +517,8 @@ class EggRoll:
 
         Args:
             objective: any function of the model (of the parameter tree, if that is what is evolved) and the inputs. One
-                that mx.vmap cannot run, since it calls .item() or leaves MLX, is called member by member.
+                that mx.vmap cannot run, since it calls .item() or leaves MLX, is called member by member. Random
+                numbers that it draws are the same for all members under mx.vmap.
             inputs: arrays or trees of arrays.
             in_axes: None where all members get the same input; 0 where the input has a leading axis of N members. One
                 for all inputs, or a tuple with one for each.
@@ -527,17 +529,12 @@ class EggRoll:
         if self._started is None:
             self._started, self._vectorised = time.perf_counter(), True
         axes = tuple(in_axes) if isinstance(in_axes, tuple | list) else (in_axes,) * len(inputs)
-        _check(
-            len(axes) == len(inputs) and all(axis in (None, 0) for axis in axes),
-            f"in_axes is {in_axes!r}, but it must be None or 0, or one of them for each of {len(inputs)} inputs",
-        )
-
+        if len(axes) != len(inputs) or not all(axis in (None, 0) for axis in axes):
+            raise InputError(f"in_axes is {in_axes!r}, but it must be None or 0, or a tuple of {len(inputs)} of them.")
         mapped = [number for number, axis in enumerate(axes) if axis == 0]
         members_inputs = [tree_map(mx.array, inputs[number]) for number in mapped]
-        _check(
-            all(x.ndim and len(x) == self.population for x in flat(members_inputs).values()),
-            f"an input with in_axes 0 has no leading axis of {self.population} members",
-        )
+        if not all(x.ndim and len(x) == self.population for x in flat(members_inputs).values()):
+            raise InputError(f"An input with in_axes 0 has no leading axis of {self.population} members.")
 
         def run(deltas: Noise, *of_member: Any) -> Any:
             values = list(inputs)
@@ -583,19 +580,20 @@ class EggRoll:
             fitness: (N,), of the members of this step in order, the higher the better.
 
         Raises:
-            ValueError: a fitness that is not one number for each member.
+            InputError: a fitness that is not one number for each member.
         """
         started = time.perf_counter() if self._started is None else self._started
         # float32 on the way, since NumPy has no bfloat16.
         values = np.array(fitness.astype(mx.float32) if isinstance(fitness, mx.array) else fitness, np.float64)
-        _check(
-            values.shape == (self.population,),
-            f"the fitness has shape {values.shape}, but one number for each of {self.population} members is needed",
-        )
+        if values.shape != (self.population,):
+            needed = f"one number for each of {self.population} members"
+            raise InputError(f"The fitness has shape {values.shape}, but it must be {needed}.")
         weights, kept = shape_fitness(values, self.fitness_shaping, self.baseline, self.antithetic)
         before = self.parameters()
+        gradients = {name: -g.astype(before[name].dtype) for name, g in self.estimate(weights, kept.sum()).items()}
+        # A fitness may be finite and its sum beyond the parameters' type: then all members are dropped.
+        kept &= all(np.array([mx.all(mx.isfinite(g)) for g in gradients.values()]))
         if kept.any():
-            gradients = {name: -g.astype(before[name].dtype) for name, g in self.estimate(weights, kept.sum()).items()}
             tree = tree_unflatten(list(gradients.items()))
             if isinstance(self.model, nn.Module):
                 self.optimizer.update(self.model, tree)
@@ -608,8 +606,11 @@ class EggRoll:
         inner = _inner(change, self._previous_change) if self._previous_change else 0.0
         lengths = norm * math.sqrt(_inner(self._previous_change, self._previous_change))
         finite = values[np.isfinite(values)]
-        matrices = [matrix_shape(leaf.shape) for leaf in before.values() if leaf.ndim >= 2]
-        others = sum(leaf.size for leaf in before.values() if leaf.ndim < 2)
+        lowrank = self.noise_kind == "lowrank"
+        floats = [
+            self.rank * sum(matrix_shape(leaf.shape)) if lowrank and leaf.ndim >= 2 else leaf.size
+            for leaf in before.values()
+        ]
         report = Report(
             step=self.steps,
             fitness_mean=float(finite.mean()) if len(finite) else math.nan,
@@ -622,8 +623,8 @@ class EggRoll:
             cosine=inner / lengths if lengths else math.nan,
             evaluations_per_second=self.population / (time.perf_counter() - started),
             vectorised=self._vectorised,
-            floats_per_member=others + sum(self.rank * (m + n) for m, n in matrices),
-            floats_per_member_full=others + sum(m * n for m, n in matrices),
+            floats_per_member=sum(floats),
+            floats_per_member_full=sum(leaf.size for leaf in before.values()),
         )
         self._previous_change, self._started = change, None
         self.steps += 1
@@ -641,7 +642,9 @@ class EggRoll:
         """
         # Twins share a draw, with opposite signs.
         signed = weights[0::2] - weights[1::2] if self.antithetic else weights
-        signed = mx.array(signed / ((self.population if count is None else int(count)) * self.sigma), mx.float32)
+        count = self.population if count is None else max(int(count), 1)
+        with np.errstate(over="ignore"):
+            signed = mx.array((signed / (count * self.sigma)).astype(np.float32))
         width = self.chunk // 2 if self.antithetic else self.chunk
         shapes = {name: leaf.shape for name, leaf in self.parameters().items()}
         total: dict[str, mx.array] = {}
@@ -669,13 +672,6 @@ class EggRoll:
         """
         outputs = self.evaluate(objective, *inputs, in_axes=in_axes)
         return self.update(outputs if fitness is None else self.score(fitness, outputs))
-
-
-def _check(holds: bool, problem: str) -> None:
-    """Raises the problem as a sentence; those that begin with the name of an argument begin with it as it is."""
-    if not holds:
-        argument = problem.split(" is ")[0].isidentifier()
-        raise ValueError(f"{problem}." if argument else f"{problem[0].upper()}{problem[1:]}.")
 
 
 def flat(tree: Tree) -> dict[str, mx.array]:
