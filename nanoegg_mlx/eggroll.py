@@ -450,8 +450,8 @@ class EggRoll:
             first = first_name.setdefault(id(leaf), name)
             if first != name:
                 raise InputError(
-                    f"Parameters {first} and {name} are one array, which would be perturbed twice: copy it, or keep its "
-                    "layer in one place (for tied embeddings there is nn.Embedding.as_linear)."
+                    f"Parameters {first} and {name} are one array, which would be perturbed twice: copy it, or keep "
+                    "its layer in one place (for tied embeddings there is nn.Embedding.as_linear)."
                 )
 
     def _trainable(self) -> Tree:
