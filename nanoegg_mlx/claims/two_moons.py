@@ -87,7 +87,8 @@ def two_moons(
         rows=rows,
         claim="The expectation is that ES comes within two points of backpropagation's test accuracy, for more "
         "evaluations",
-        measured=f"with the best of the grid (sigma {best[0]}, population {best[1]}) backpropagation's accuracy less ES's is "
+        measured=f"with the best of the grid (sigma {best[0]}, population {best[1]}) backpropagation's accuracy less "
+        "that of ES is "
         + ", ".join(f"{round(100 * gap, 1) + 0.0:.1f} points at noise {noise}" for noise, gap in gaps.items())
         + f", and ES takes {best[1]} times the evaluations and {cost:.1f} times the time",
         holds=bool(max(gaps.values()) <= 0.02),
