@@ -55,7 +55,7 @@ def mean_return(policy: nn.Module, state: mx.array, steps: int) -> mx.array:
 
 
 def cartpole(
-    seeds: int = 10, generations: int = 25, population: int = 32, episodes: int = 4, steps: int = 200, hidden: int = 8
+    seeds: int = 10, generations: int = 40, population: int = 32, episodes: int = 4, steps: int = 200, hidden: int = 8
 ) -> Result:
     """ES on the return of a policy of 4 - hidden - 1, from random weights."""
     curves, spreads, solved_after = [], [], []
@@ -78,7 +78,7 @@ def cartpole(
     solved = [after for after in solved_after if after >= 0]
     each = population * episodes
     rows = []
-    for generation in sorted({0, *np.linspace(0, generations, 6).astype(int).tolist()}):
+    for generation in sorted({0, *np.linspace(0, generations, 9).astype(int).tolist()}):
         rows.append(
             {
                 "generation": generation,

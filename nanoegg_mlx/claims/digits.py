@@ -38,7 +38,7 @@ def digits(
     table: dict[str, list[float]] = {name: [] for name in ("ES", "time", "evaluations")}
     used: dict[str, list[float]] = {name: [] for name in ("ES seconds", "backprop steps", "backprop seconds")}
     curves: dict[str, list[list[float]]] = {"EGGROLL": [], "backpropagation": []}
-    every = max(1, steps // 20)
+    measured_at = np.unique(np.geomspace(1, steps, 20).astype(int)).tolist()
     per_step, backprop_batch = population * batch, 256
     budget = steps * per_step
     backprop_steps = budget // (3 * backprop_batch)
@@ -53,7 +53,7 @@ def digits(
         model = multilayer((64, hidden, 10), seed)
         eggroll = EggRoll(model, population, 0.05, optimizer=optim.Adam(rate), seed=seed, fitness_shaping="zscore")
         test_accuracy = partial(accuracy, model, *test)
-        curve = evolve(eggroll, minus_cross_entropy, partial(draw_batch, batch), steps, test_accuracy, every)
+        curve = evolve(eggroll, minus_cross_entropy, partial(draw_batch, batch), steps, test_accuracy, measured_at)
         curves["EGGROLL"].append(curve.values)
         table["ES"].append(curve.values[-1])
         used["ES seconds"].append(curve.seconds[-1])

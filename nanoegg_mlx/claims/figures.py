@@ -41,8 +41,8 @@ def draw(name: str, result: Result, theme: Theme = "light") -> Figure:
         "figure.facecolor": ground, "savefig.facecolor": ground, "axes.facecolor": ground, "legend.facecolor": ground,
         "text.color": ink, "axes.labelcolor": ink, "axes.edgecolor": ink, "axes.titlecolor": ink, "xtick.color": ink,
         "ytick.color": ink, "legend.edgecolor": _FAINT[theme], "grid.color": _FAINT[theme], "axes.grid": True,
-        "axes.spines.top": False, "axes.spines.right": False, "font.size": 9, "axes.titlesize": 10,
-        "legend.fontsize": 8, "lines.linewidth": 1.6, "axes.prop_cycle": cycler(color=_COLOURS),
+        "axes.axisbelow": True, "axes.spines.top": False, "axes.spines.right": False, "font.size": 9,
+        "axes.titlesize": 10, "legend.fontsize": 8, "lines.linewidth": 1.6, "axes.prop_cycle": cycler(color=_COLOURS),
     }  # fmt: skip
     with rc_context(style):
         figure = Figure(figsize=(9, 3.6), layout="constrained")
@@ -131,8 +131,7 @@ def _stability(figure: Figure, series: dict[str, Any]) -> None:
 def _step_reward(figure: Figure, series: dict[str, Any]) -> None:
     left, right = figure.subplots(1, 2)
     curves = series["curves"]
-    x = np.minimum(np.arange(len(curves[0])) * series["every"], len(series["population"][0]))
-    band(left, x, curves, "EGGROLL", _COLOURS[0])
+    band(left, series["steps"], curves, "EGGROLL", _COLOURS[0])
     left.axhline(
         np.mean([curve[0] for curve in curves]),
         color=_COLOURS[1],
@@ -304,7 +303,9 @@ def _cartpole(figure: Figure, series: dict[str, Any]) -> None:
 def _digits(figure: Figure, series: dict[str, Any]) -> None:
     axes = figure.subplots()
     for number, (name, x) in enumerate((("EGGROLL", "ES evaluations"), ("backpropagation", "backprop evaluations"))):
-        band(axes, np.maximum(series[x], 64), series["curves"][name], name, _COLOURS[number])
+        # From the first step on: there is no place for zero evaluations on a logarithmic axis.
+        first = int(series[x][0] == 0)
+        band(axes, series[x][first:], np.array(series["curves"][name])[:, first:], name, _COLOURS[number])
     axes.set(
         title="Digits: test accuracy",
         xlabel="evaluations (a backward pass counts two)",

@@ -24,7 +24,9 @@ class Spread:
     @classmethod
     def of(cls, values: Iterable[float]) -> Spread:
         numbers = np.asarray(list(values), np.float64)
-        return cls(float(numbers.mean()), float(numbers.std(ddof=1)) if len(numbers) > 1 else 0.0, len(numbers))
+        # Equal numbers have no spread, though the last bit of their mean may give them one.
+        std = float(numbers.std(ddof=1)) if np.ptp(numbers) > 1e-12 * abs(numbers[0]) else 0.0
+        return cls(float(numbers.mean()), std, len(numbers))
 
     @property
     def error(self) -> float:

@@ -126,14 +126,14 @@ def evolve(
     batches: tuple[mx.array, ...] | Callable[[], tuple[mx.array, ...]],
     steps: int,
     measure: Callable[[], mx.array],
-    every: int,
+    at: Sequence[int] = (),
 ) -> Curve:
-    """Steps of EGGROLL, measured before the first, then every so many steps and at the end.
+    """Steps of EGGROLL, measured before the first, now and then, and at the end.
 
     Args:
         batches: the objective's inputs, the same in all steps, or a function that gives those of the next step.
         measure: a number to follow, say test accuracy.
-        every: steps between measurements.
+        at: the steps after which to measure it.
     """
     curve = Curve([], [0], [scalar(measure())], [0.0])
     seconds = 0.0
@@ -141,7 +141,7 @@ def evolve(
         report = eggroll.step(objective, *(batches() if callable(batches) else batches))
         seconds += report.evaluations / report.evaluations_per_second
         curve.reports.append(report)
-        if (step + 1) % every == 0 or step + 1 == steps:
+        if step + 1 in at or step + 1 == steps:
             curve.steps.append(step + 1)
             curve.values.append(scalar(measure()))
             curve.seconds.append(seconds)

@@ -52,7 +52,7 @@ def step_reward(
         climbed.append(started[-1] if norms[-1] == 0 else float("nan"))
 
         eggroll = EggRoll(model, population, 0.1, 0.5, fitness_shaping="centered-rank", seed=seed)
-        curve = evolve(eggroll, reward, train, steps, partial(reward, model, *test), 10)
+        curve = evolve(eggroll, reward, train, steps, partial(reward, model, *test), range(0, steps, 10))
         evolved.append(curve.values[-1])
         curves.append(curve.values)
         spreads.append([(r.fitness_mean, r.fitness_std, r.fitness_max) for r in curve.reports])
@@ -80,5 +80,5 @@ def step_reward(
         holds=bool(max(norms) == 0 and gain.min() > 0.1),
         notes=f"{inputs} inputs, {hidden} hidden units of hard thresholds, {examples} examples to learn from and as "
         f"many to test; the fitness is the share of right answers, ranked, {steps} steps, {seeds} seeds.",
-        series={"curves": curves, "every": 10, "population": spreads},
+        series={"curves": curves, "steps": curve.steps, "population": spreads},
     )

@@ -45,7 +45,7 @@ def two_moons(
         optimizer = optim.Adam(0.03)
         if population:
             eggroll = EggRoll(model, population, sigma, optimizer=optimizer, seed=seed)
-            curve = evolve(eggroll, minus_cross_entropy, train, steps, partial(accuracy, model, *test), steps)
+            curve = evolve(eggroll, minus_cross_entropy, train, steps, partial(accuracy, model, *test))
             return curve.values[-1], curve.seconds[-1], [report.fitness_mean for report in curve.reports]
         gradient = nn.value_and_grad(model, lambda model, x, y: -minus_cross_entropy(model, x, y))
         fitness = []
