@@ -19,7 +19,7 @@ from nanoegg_mlx.claims.cartpole import LIMITS, mean_return, move, starts
 from nanoegg_mlx.claims.low_rank import expected_update, slope
 from nanoegg_mlx.claims.quadratic import second_moment
 from nanoegg_mlx.claims.report import Result, Spread, number, page, table
-from nanoegg_mlx.claims.runs import climb, estimates, multilayer
+from nanoegg_mlx.claims.runs import climb, estimates, multilayer, optional
 from nanoegg_mlx.claims.step_reward import Threshold, reward
 from nanoegg_mlx.eggroll import EggRoll, draw_keys, flat, shape_fitness
 
@@ -272,6 +272,12 @@ def test_numbers_tables_and_verdicts() -> None:
     text = page({"one": result, "two": other}, "Opening.", ["one"], "figures/")
     assert "1. **holds**: The claim" in text and "2. **does not hold**: The claim" in text
     assert text.count("<picture>") == 1 and 'src="figures/one-light.png"' in text and "## 2. Title" in text
+
+
+def test_what_is_missing_is_named() -> None:
+    with pytest.raises(ImportError, match=r"^no_such_module is missing: pip install 'nanoegg-mlx\[notebook\]'\.$"):
+        optional("no_such_module")
+    assert optional("math").pi == math.pi
 
 
 def test_a_network_of_a_seed() -> None:

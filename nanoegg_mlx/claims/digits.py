@@ -11,15 +11,13 @@ import mlx.optimizers as optim
 import numpy as np
 
 from nanoegg_mlx.claims.report import Result, Spread
-from nanoegg_mlx.claims.runs import accuracy, evolve, minus_cross_entropy, multilayer, scalar
+from nanoegg_mlx.claims.runs import accuracy, evolve, minus_cross_entropy, multilayer, optional, scalar
 from nanoegg_mlx.eggroll import EggRoll
 
 
 def images() -> tuple[tuple[mx.array, mx.array], tuple[mx.array, mx.array]]:
     """(1437, 64) images in [0, 1] and their digits to learn from, and 360 to test with."""
-    from sklearn.datasets import load_digits
-
-    x, y = load_digits(return_X_y=True)
+    x, y = optional("sklearn.datasets").load_digits(return_X_y=True)
     order = np.random.default_rng(0).permutation(len(x))
     x, y = mx.array(x[order] / 16, mx.float32), mx.array(y[order])
     return (x[:-360], y[:-360]), (x[-360:], y[-360:])

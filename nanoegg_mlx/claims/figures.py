@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from nanoegg_mlx.claims.report import Result
+from nanoegg_mlx.claims.runs import optional
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,31 +30,25 @@ def draw(name: str, result: Result, theme: Theme = "light") -> Figure:
         name: of the experiment, one of `claims.EXPERIMENTS`.
         result: what it returned.
     """
-    try:
-        from cycler import cycler
-        from matplotlib import rc_context
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("Figures need matplotlib: pip install 'nanoegg-mlx[notebook]'.") from error
-
+    cycler, matplotlib, figures = (optional(name) for name in ("cycler", "matplotlib", "matplotlib.figure"))
     ink, ground = _INK[theme], _GROUND[theme]
     style: Any = {
         "figure.facecolor": ground, "savefig.facecolor": ground, "axes.facecolor": ground, "legend.facecolor": ground,
         "text.color": ink, "axes.labelcolor": ink, "axes.edgecolor": ink, "axes.titlecolor": ink, "xtick.color": ink,
         "ytick.color": ink, "legend.edgecolor": _FAINT[theme], "grid.color": _FAINT[theme], "axes.grid": True,
         "axes.axisbelow": True, "axes.spines.top": False, "axes.spines.right": False, "font.size": 9,
-        "axes.titlesize": 10, "legend.fontsize": 8, "lines.linewidth": 1.6, "axes.prop_cycle": cycler(color=_COLOURS),
+        "axes.titlesize": 10, "legend.fontsize": 8, "lines.linewidth": 1.6,
+        "axes.prop_cycle": cycler.cycler(color=_COLOURS),
     }  # fmt: skip
-    with rc_context(style):
-        figure = Figure(figsize=(9, 3.6), layout="constrained")
+    with matplotlib.rc_context(style):
+        figure: Figure = figures.Figure(figsize=(9, 3.6), layout="constrained")
         _DRAW[name](figure, result.series)
     return figure
 
 
 def png(name: str, result: Result, theme: Theme = "light") -> bytes:
     """The figure as a PNG file, of 256 colours, which are enough here and a third of the bytes."""
-    from PIL import Image
-
+    Image = optional("PIL.Image")
     drawn, file = io.BytesIO(), io.BytesIO()
     draw(name, result, theme).savefig(drawn, format="png", dpi=120)
     few = Image.open(drawn).convert("RGB").quantize(256, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)

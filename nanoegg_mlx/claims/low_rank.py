@@ -27,7 +27,7 @@ import mlx.core as mx
 import numpy as np
 
 from nanoegg_mlx.claims.report import Result, Spread
-from nanoegg_mlx.claims.runs import estimates, rank_name
+from nanoegg_mlx.claims.runs import estimates, optional, rank_name
 from nanoegg_mlx.eggroll import draw, draw_keys, weighted_sum
 
 
@@ -40,14 +40,12 @@ def expected_update(s: np.ndarray, c: np.ndarray, length: float, sigma: float, r
         length: |x|.
         rank: None for full rank.
     """
-    from scipy.special import roots_genlaguerre
-
     xi, xi_weights = np.polynomial.hermite_e.hermegauss(120)
     xi_weights = xi_weights / xi_weights.sum()
     if rank is None:
         q, q_weights = np.ones(1), np.ones(1)
     else:
-        nodes, q_weights = roots_genlaguerre(80, rank / 2 - 1)
+        nodes, q_weights = optional("scipy.special").roots_genlaguerre(80, rank / 2 - 1)
         q, q_weights = 2 * nodes / rank, q_weights / q_weights.sum()
     inner = np.cosh(s[:, None, None] + sigma * length * np.sqrt(q)[:, None] * xi) ** -2.0 @ xi_weights
     return c * length * (inner @ (q * q_weights))

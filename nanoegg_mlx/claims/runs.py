@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -14,6 +16,14 @@ from nanoegg_mlx.eggroll import EggRoll, LowRank, Report, dense, draw, draw_keys
 
 Objective = Callable[[mx.array], mx.array]
 """From a matrix (m, n) to its fitness, a scalar."""
+
+
+def optional(module: str) -> Any:
+    """A module that comes with the extra `notebook`, or an ImportError that says so."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ImportError(f"{module} is missing: pip install 'nanoegg-mlx[notebook]'.") from error
 
 
 def rank_name(rank: int | None) -> str:

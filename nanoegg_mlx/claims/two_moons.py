@@ -12,7 +12,7 @@ import mlx.optimizers as optim
 import numpy as np
 
 from nanoegg_mlx.claims.report import Result, Spread
-from nanoegg_mlx.claims.runs import accuracy, evolve, minus_cross_entropy, multilayer, scalar
+from nanoegg_mlx.claims.runs import accuracy, evolve, minus_cross_entropy, multilayer, optional, scalar
 from nanoegg_mlx.eggroll import EggRoll
 
 SIZES = (2, 16, 16, 2)
@@ -20,9 +20,7 @@ SIZES = (2, 16, 16, 2)
 
 def moons(examples: int, noise: float, seed: int) -> tuple[mx.array, mx.array]:
     """Points (examples, 2) of scikit-learn's two moons, and their class."""
-    from sklearn.datasets import make_moons
-
-    x, y = make_moons(examples, noise=noise, random_state=seed)
+    x, y = optional("sklearn.datasets").make_moons(examples, noise=noise, random_state=seed)
     return mx.array(x, mx.float32), mx.array(y)
 
 
