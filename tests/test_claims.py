@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import subprocess
@@ -289,10 +290,13 @@ def test_a_network_of_a_seed() -> None:
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_figures_have_the_ground_of_their_theme(theme: figures.Theme) -> None:
     from matplotlib.colors import to_hex
+    from PIL import Image
 
     result = claims.run("aggregate_rank", "smoke")
     figure = figures.draw("aggregate_rank", result, theme)
     assert to_hex(figure.get_facecolor()) == {"light": "#ffffff", "dark": "#0d1117"}[theme]
+    image = Image.open(io.BytesIO(figures.png("aggregate_rank", result, theme))).convert("RGB")
+    assert to_hex([channel / 255 for channel in image.getpixel((0, 0))]) == to_hex(figure.get_facecolor())
     lines = figure.axes[-1].get_lines()
     assert [line.get_label() for line in lines] == ["rank 1", "rank 2", "rank full"]
     assert lines[0].get_ydata() == pytest.approx(result.series["spectra"][("1", 16)])

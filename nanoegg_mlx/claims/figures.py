@@ -51,7 +51,12 @@ def png(name: str, result: Result, theme: Theme = "light") -> bytes:
     Image = optional("PIL.Image")
     drawn, file = io.BytesIO(), io.BytesIO()
     draw(name, result, theme).savefig(drawn, format="png", dpi=120)
-    few = Image.open(drawn).convert("RGB").quantize(256, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    every = Image.open(drawn).convert("RGB")
+    few = every.quantize(256, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    # The ground to the last bit, or the figure would show on its page as a tile.
+    palette, ground = few.getpalette(), few.getpixel((0, 0))
+    palette[3 * ground : 3 * ground + 3] = every.getpixel((0, 0))
+    few.putpalette(palette)
     few.save(file, format="png", optimize=True)
     return file.getvalue()
 

@@ -145,9 +145,9 @@ def throughput(
         halves = bool(reach >= len(cells) / 2), bool(faster_all.max() >= 100)
         measured = (
             f"by medians EGGROLL keeps {kept_all.min():.0%} to {kept_all.max():.0%} (most at width {best[1]}, "
-            f"population {best[2]}, {best[0]} rows a member; 91 % or more in {reach} of {len(cells)} cells) and is "
+            f"population {best[2]}, rows a member {best[0]}; 91 % or more in {reach} of {len(cells)} cells) and is "
             f"{faster_all.min():.1f} to {faster_all.max():.0f} times as fast as naive (most at width {fastest[1]}, "
-            f"population {fastest[2]}, {fastest[0]} rows a member), so the first half "
+            f"population {fastest[2]}, rows a member {fastest[0]}), so the first half "
             f"{'holds' if halves[0] else 'does not hold'}, the second {'holds' if halves[1] else 'does not'}; as a "
             "whole"
         )
