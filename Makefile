@@ -1,5 +1,6 @@
 # make quickstart   a virtual environment, a corpus, and three minutes of training
 # make test         everything that has to hold: lint, types, tests
+# make notebook     EGGROLL's claims as experiments, in the browser (marimo, of the extra `notebook`)
 # make sanitize     the native engine on its own, with the address and undefined-behaviour sanitizers: recorded traces
 #                   and kernels against their scalar twins, on every instruction set of this machine; half a minute
 # make test-arm     the same compiled for 64-bit Arm and run in an emulator, on processors with and without i8mm and
@@ -30,7 +31,7 @@ CASES := build/check/cases.bin
 ARM_CXX ?= aarch64-linux-gnu-g++
 ARM_RUN ?= qemu-aarch64
 
-.PHONY: quickstart install test lint sanitize test-arm clean
+.PHONY: quickstart install test lint notebook sanitize test-arm clean
 .DELETE_ON_ERROR:
 
 quickstart: install
@@ -56,6 +57,14 @@ lint: $(VENV)/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The notebook needs the extra of that name on top.
+notebook: $(VENV)/installed-notebook
+	$(BIN)/marimo edit notebooks/eggroll_claims.py
+
+$(VENV)/installed-notebook: $(SOURCES)
+	$(call install,$(MLX) notebook)
+	@touch $(VENV)/installed
 
 sanitize: build/check/sanitized $(CASES)
 	build/check/sanitized $(CASES)

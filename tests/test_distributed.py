@@ -165,8 +165,8 @@ def test_a_launcher_that_is_ended() -> None:
     Path("c.toml").write_text(CONFIG.replace(num_epochs=10**6, checkpoint_every=0, validate_every=0).to_toml())
     with launch(2, "--config=c.toml") as launcher:
         assert launcher.stdout is not None
-        while "epoch 3:" not in launcher.stdout.readline():
-            pass
+        while "epoch 1:" not in (line := launcher.stdout.readline()):
+            assert line, "the job has ended"
         launcher.terminate()
     deadline = time.monotonic() + 30
     while not checkpoint.folders(FOLDER)[1:] and time.monotonic() < deadline:
