@@ -195,7 +195,15 @@ def prepare(
     cache.recover(folder, name)
     if not force and (present := cache.existing(folder, name, source.request)):
         return present, "already prepared"
-    with cache.staging(folder, name) as stage:
+
+    def waiting() -> None:
+        if not quiet:
+            print(f"another process is preparing {name}: waiting for it", file=sys.stderr)
+
+    with cache.staging(folder, name, waiting) as stage:
+        # It may have been made while this process waited.
+        if not force and (present := cache.existing(folder, name, source.request)):
+            return present, "already prepared"
         entries = write_splits(source, stage, name, quiet)
         manifest = {
             "format_version": cache.FORMAT_VERSION,

@@ -17,7 +17,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -95,19 +95,29 @@ def header(count: int) -> bytes:
 
 
 @contextmanager
-def staging(folder: Path, name: str) -> Iterator[Path]:
+def staging(folder: Path, name: str, waiting: Callable[[], object] = lambda: None) -> Iterator[Path]:
     """A new folder inside `folder` to write a set into; gone afterwards, unless left committed.
 
-    Makes `folder` if need be, and takes it back should nothing come of the run.
+    Makes `folder` if need be, and takes it back should nothing come of the run. Where another process is at work on
+    a set of that name, calls `waiting` and waits until it is done with it or dead.
     Raises PrepareError when it cannot be written to.
     """
     with _writing(folder):
         made = [path for path in (folder, *folder.parents) if not path.exists()]
         folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder):
-            stage = Path(tempfile.mkdtemp(prefix=f".{name}.", suffix=".partial", dir=folder))
-            handle = os.open(stage, os.O_RDONLY)
-            _try_lock(handle)
+        while True:
+            with _locked(folder):
+                other = _living(folder, name)
+                if other is None:
+                    stage = Path(tempfile.mkdtemp(prefix=f".{name}.", suffix=".partial", dir=folder))
+                    handle = os.open(stage, os.O_RDONLY)
+                    _try_lock(handle)
+                    break
+            try:
+                waiting()
+                fcntl.flock(other, fcntl.LOCK_EX)
+            finally:
+                os.close(other)
     try:
         yield stage
     finally:
@@ -224,11 +234,28 @@ def check(folder: Path, name: str) -> dict[str, Any]:
     return manifest
 
 
-def _recover(folder: Path, name: str) -> None:
+def _stages(folder: Path, name: str) -> list[Path]:
+    """The staging folders of that name."""
     ours = re.compile(rf"\.{re.escape(name)}\.[^.]+\.partial")
-    for stage in sorted(folder.iterdir()):
-        if not ours.fullmatch(stage.name):
-            continue
+    return [path for path in sorted(folder.iterdir()) if ours.fullmatch(path.name)]
+
+
+def _living(folder: Path, name: str) -> int | None:
+    """An open descriptor of a staging folder that a living process works in, None if there is none to be told."""
+    for stage in _stages(folder, name):
+        handle = os.open(stage, os.O_RDONLY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return handle
+        except OSError:  # a file system without locks
+            pass
+        os.close(handle)
+    return None
+
+
+def _recover(folder: Path, name: str) -> None:
+    for stage in _stages(folder, name):
         handle = os.open(stage, os.O_RDONLY)
         try:
             if _try_lock(handle):

@@ -1,7 +1,6 @@
 """How a run goes, on standard error: a progress bar on a terminal, plain lines elsewhere.
 
-A log that nobody watches gets a line every few seconds at most, whatever the epochs take, and one for every
-validation; metrics.jsonl has them all.
+A log gets a line for every epoch, but two a second at most, and one for every validation; metrics.jsonl has them all.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from tqdm import tqdm
 from nanoegg_mlx.config import Config
 from nanoegg_mlx.metrics import Record
 
-PLAIN_SECONDS = 5.0
+PLAIN_SECONDS = 0.5
 """Least time between two plain lines of epochs without a validation."""
 
 

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import select
 import signal
 import time
 from pathlib import Path
@@ -120,7 +121,9 @@ def test_caches_without_a_manifest_and_damaged_sets_are_refused(tmp_path):
             prepare(make_source(), tmp_path, "name")
 
 
-def test_another_run_that_was_faster_is_left_alone(tmp_path):
+def test_another_run_that_was_faster_is_left_alone(tmp_path, monkeypatch):
+    """Where locks do not tell that somebody is at work already."""
+    monkeypatch.setattr(cache, "_living", lambda folder, name: None)
     slow = make_source()
     inner = slow.read
 
@@ -229,6 +232,39 @@ def test_kill_9_in_the_middle_of_a_run(tmp_path, start, naive_cache, read_set):
     assert main([*map(str, command)]) == 0
     assert not stage.exists()
     assert read_set(out, "local") == {"train": naive_cache(["words " * 100_000])}
+
+
+def test_several_at_once_do_the_work_once(tmp_path, start, naive_cache, read_set):
+    """Processes that prepare the same set wait for the first one, and take its work; one that dies is replaced."""
+    text, out = tmp_path / "text.txt", tmp_path / "out"
+    text.write_text("words")
+    program = (
+        "import sys; from data_prep import sources as s\n"
+        "from data_prep.__main__ import main\n"
+        "read = s.read_text\n"
+        "def pause(path):\n"
+        "    print('reads', flush=True); sys.stdin.readline(); yield from read(path)\n"
+        "s.read_text = pause; sys.exit(main(sys.argv[1:]))\n"
+    )
+    command = ["-c", program, "--train", text, "--out", out]
+    first = start(*command, stdin=-1)
+    assert first.stdout.readline() == "reads\n"
+    others = [start(*command, stdin=-1) for _ in range(3)]
+    for other in others:
+        assert other.stderr.readline() == "another process is preparing local: waiting for it\n"
+    first.kill()
+    first.communicate()
+    # One of them takes over; the rest wait for that one then.
+    ready, _, _ = select.select([other.stdout for other in others], [], [], 30)
+    (heir,) = [other for other in others if other.stdout in ready]
+    assert heir.stdout.readline() == "reads\n"
+    heir.stdin.write("\n")
+    for other in [heir, *[other for other in others if other is not heir]]:
+        said, _ = other.communicate(timeout=30)
+        assert other.returncode == 0
+        assert said.startswith(f"local: prepared in {out}\n" if other is heir else "local: already prepared\n")
+    assert names(out) == ["local_manifest.json", "local_train.npy"]
+    assert read_set(out, "local") == {"train": naive_cache(["words"])}
 
 
 def test_ctrl_c(tmp_path, start):
