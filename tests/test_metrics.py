@@ -164,19 +164,19 @@ def test_reading(tmp_path: Path) -> None:
 def test_plain_lines_are_few(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     now = 0.0
     monkeypatch.setattr(display.time, "monotonic", lambda: now)
-    shown = display.Display(Config(num_epochs=4000), 0)
+    shown = display.Display(Config(num_epochs=400), 0)
     line: dict[str, Any] = {**dict.fromkeys(EVERY_EPOCH, 0.5), "validation": None}
-    for epoch in range(1, 4001):  # 100 epochs a second
+    for epoch in range(1, 401):  # 100 epochs a second
         now = epoch / 100
-        shown.epoch({**line, "epoch": epoch, "validation": 4.25 if epoch % 1500 == 0 else None})
+        shown.epoch({**line, "epoch": epoch, "validation": 4.25 if epoch % 150 == 0 else None})
     shown.close()
     printed = capsys.readouterr().err.splitlines()
     losses = [int(text.split(":")[0].removeprefix("epoch ")) for text in printed if "loss 0.500" in text]
-    assert losses == [1, 501, 1001, 1500, 2000, 2500, 3000, 3500, 4000]
+    assert losses == [1, 51, 101, 150, 200, 250, 300, 350, 400]
     validations = [text for text in printed if "validation 4.2500 bits per byte (exact 0.5000)" in text]
-    assert [text.split(":")[0] for text in validations] == ["epoch 1500", "epoch 3000"]
+    assert [text.split(":")[0] for text in validations] == ["epoch 150", "epoch 300"]
     assert len(printed) == len(losses) + 2
-    assert "00:34 left" in printed[1] and "00:00 left" in printed[-1]
+    assert "00:03 left" in printed[1] and "00:00 left" in printed[-1]
     assert "moved 50.0% of matrices, 50.0% of vectors, threshold 0.03 sd" in printed[0]
 
 
