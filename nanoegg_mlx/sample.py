@@ -26,7 +26,7 @@ import numpy as np
 from nanoegg_mlx import checkpoint
 from nanoegg_mlx.config import Config
 from nanoegg_mlx.engines import Engine, make_engine
-from nanoegg_mlx.errors import InputError
+from nanoegg_mlx.errors import InputError, check_settings
 from nanoegg_mlx.fixed_point import ONE
 from nanoegg_mlx.params import Params
 from nanoegg_mlx.rng import fold_in, key, threefry2x32
@@ -52,15 +52,13 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        allowed = {
+        rules = {
             "temperature": (0 <= self.temperature < float("inf"), "a number of at least 0"),
             "top_k": (self.top_k >= 0, "a whole number of at least 0"),
             "min_p": (0 <= self.min_p <= 1, "a number from 0 to 1"),
             "seed": (0 <= self.seed < 2**64, "a whole number from 0 to 18446744073709551615"),
         }
-        for name, (good, what) in allowed.items():
-            if not good:
-                raise InputError(f"{name} = {getattr(self, name)!r} is not allowed; it has to be {what}.")
+        check_settings(self, rules)
 
 
 def generate(

@@ -33,7 +33,7 @@ from nanoegg_mlx.config import Config
 from nanoegg_mlx.corpus import Corpus
 from nanoegg_mlx.data import Lanes
 from nanoegg_mlx.durable import HashedFile, Lock, write_file
-from nanoegg_mlx.errors import InputError
+from nanoegg_mlx.errors import InputError, check_settings
 from nanoegg_mlx.evaluate import validation_rows
 from nanoegg_mlx.metrics import MetricsFile, Record, resident_mb
 from nanoegg_mlx.stop import Stop
@@ -53,14 +53,12 @@ class Descent:
     """Windows that a gradient is worked out for at a time: bounds memory, and changes nothing but rounding."""
 
     def __post_init__(self) -> None:
-        allowed = {
+        rules = {
             "learning_rate": (0 < self.learning_rate < math.inf, "a number above 0"),
             "momentum": (0 <= self.momentum < 1, "a number from 0 to below 1"),
             "micro_batch": (self.micro_batch >= 1, "a whole number of at least 1"),
         }
-        for name, (good, what) in allowed.items():
-            if not good:
-                raise InputError(f"{name} = {getattr(self, name)!r} is not allowed; it has to be {what}.")
+        check_settings(self, rules)
 
 
 class Transformer(nn.Module):

@@ -257,28 +257,10 @@ def _throughput(figure: Figure, series: dict[str, Any]) -> None:
                 label = f"N = {population}, {b} row{'s' if b > 1 else ''}"
                 left.plot(x, kept, style, color=_COLOURS[number], label=label, markersize=4)
                 right.plot(x, faster, style, color=_COLOURS[number], markersize=4)
-    left.axhline(0.91, color=_COLOURS[6], linewidth=1)
-    left.annotate(
-        "paper: 0.91",
-        (widths[-1], 0.91),
-        color=_COLOURS[6],
-        fontsize=8,
-        ha="right",
-        va="top",
-        xytext=(0, -3),
-        textcoords="offset points",
-    )
-    right.axhline(100, color=_COLOURS[6], linewidth=1)
-    right.annotate(
-        "paper: 100",
-        (widths[-1], 100),
-        color=_COLOURS[6],
-        fontsize=8,
-        ha="right",
-        va="top",
-        xytext=(0, -3),
-        textcoords="offset points",
-    )
+    for axes, claim in ((left, 0.91), (right, 100)):
+        axes.axhline(claim, color=_COLOURS[6], linewidth=1)
+        place = {"ha": "right", "va": "top", "xytext": (0, -3), "textcoords": "offset points"}
+        axes.annotate(f"paper: {claim}", (widths[-1], claim), color=_COLOURS[6], fontsize=8, **place)
     for axes in (left, right):
         axes.set(xlabel="width", xscale="log")
         axes.set_xticks(widths, [str(width) for width in widths])
