@@ -26,7 +26,7 @@ endef
 
 NATIVE := nanoegg_mlx/engines/native
 CHECK := tests/native/check.cpp $(filter-out %/binding.cpp,$(wildcard $(NATIVE)/*.cpp))
-CHECK_FLAGS := -std=c++17 -pthread -Wall -Wextra -Wno-maybe-uninitialized -I$(NATIVE)
+CHECK_FLAGS := -std=c++17 -pthread -Wall -Wextra -Wno-unknown-warning-option -Wno-maybe-uninitialized -I$(NATIVE)
 CASES := build/check/cases.bin
 ARM_CXX ?= aarch64-linux-gnu-g++
 ARM_RUN ?= qemu-aarch64
