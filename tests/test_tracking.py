@@ -132,7 +132,8 @@ def test_wandb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run.resume(folder, {"num_epochs": 14}, track=("wandb",)) == 0
     assert json.loads((folder / "wandb.json").read_text()) == {"id": told["id"], "epochs": 14}
     files = sorted(folder.glob("wandb/offline-run-*"))
-    assert [path.name.rpartition("-")[2] for path in files] == [told["id"]] * 2
+    # offline-run-TIME-ID, with a number behind it where one second saw both.
+    assert [path.name.split("-")[3] for path in files] == [told["id"]] * 2
     lines = before + read_metrics(folder / "metrics.jsonl")[13:]
     history = wandb_history(folder)
     assert [step for step, _ in history] == [line["epoch"] for line in lines] == list(range(15))

@@ -180,7 +180,9 @@ for step in range(99):
     if force:
         for step in range(40):
             prepare(make_source({"train": ["old"]}, version=1), tmp_path / str(step), "name")
-    process = start("-c", program, Path(__file__).parent, tmp_path, int(force))
+    # The children are few calls long, and Arrow's threads are no concern of theirs.
+    quiet = ("-W", "ignore::DeprecationWarning")
+    process = start(*quiet, "-c", program, Path(__file__).parent, tmp_path, int(force))
     out, err = process.communicate(timeout=60)
     assert err == ""
     steps = [tuple(map(int, line.split())) for line in out.splitlines()]

@@ -107,7 +107,7 @@ def test_every_quotient(isa: str, inputs: int) -> None:
     edges = np.concatenate([divisor * np.arange(-130, 131) + step for step in (-1, 0, 1)])
     edges = edges[np.abs(edges) <= 127 * 127 * (inputs - 1) + (127 if inputs == 1 else 0)]
     x = np.zeros((len(edges), inputs), np.int8)
-    high = np.fix(edges / 127).astype(np.int64) if inputs > 1 else np.zeros_like(edges)
+    high = np.trunc(edges / 127).astype(np.int64) if inputs > 1 else np.zeros_like(edges)
     x[:, 0] = edges - 127 * high
     for column in range(1, inputs):
         digit = np.clip(high, -127, 127)
