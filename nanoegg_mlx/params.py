@@ -6,11 +6,13 @@ over layers in their first axis. Matrices are stored (out, in).
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, TypeVar
 
 import mlx.core as mx
+import numpy as np
 
 from nanoegg_mlx.config import Config
 from nanoegg_mlx.errors import InputError
@@ -18,6 +20,7 @@ from nanoegg_mlx.fixed_point import ONE
 from nanoegg_mlx.rng import fold_in, int_normals, key, split
 
 Params = dict[str, mx.array]
+Array = TypeVar("Array", mx.array, np.ndarray)
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,16 @@ def init_params(config: Config) -> Params:
         params[leaf.name] = value.reshape(leaf.stacked_shape)
     mx.eval(params)
     return params
+
+
+def split_leaves(flat: Array, config: Config) -> dict[str, Array]:
+    """All leaves, each of its stacked shape, out of one (entries,) array that holds them in leaf order."""
+    parts, first = {}, 0
+    for leaf in leaves(config):
+        last = first + math.prod(leaf.stacked_shape)
+        parts[leaf.name] = flat[first:last].reshape(leaf.stacked_shape)
+        first = last
+    return parts
 
 
 def check_params(params: Params, config: Config) -> None:

@@ -165,8 +165,16 @@ def panels(scene: Scene) -> list[Panel]:
         Panel("Threshold of the vote", ("threshold",), _threshold),
         *(maps if len(maps) <= _MOST_MAPS else []),
         *([Panel("Matrix entries at the limits", (), _limits)] if maps else []),
-        Panel("Ties", ("ties",), _ties),
-        Panel("Throughput", ("tokens_per_second",), _throughput),
+        Panel(
+            "Ties",
+            ("ties",),
+            partial(_over_epochs, key="ties", label="share of pairs without a vote", numbers=_percent),
+        ),
+        Panel(
+            "Throughput",
+            ("tokens_per_second",),
+            partial(_over_epochs, key="tokens_per_second", label="tokens per second", numbers=_large_numbers),
+        ),
         Panel("Resident memory", ("rss_mb",), _memory),
     ]
     return [panel for panel in candidates if not panel.needs or scene.has(*panel.needs)]
@@ -461,22 +469,13 @@ def _limits(axes: Axes, scene: Scene) -> None:
     axes.set_ylabel("share with the value ±127")
 
 
-def _ties(axes: Axes, scene: Scene) -> None:
+def _over_epochs(axes: Axes, scene: Scene, key: str, label: str, numbers: Callable[[Any], None]) -> None:
     for run, colour, _ in scene.coloured():
-        _line(axes, run, run.curves.mean["epoch"], "ties", colour, linewidth=1.2)
-    _percent(axes.yaxis)
+        _line(axes, run, run.curves.mean["epoch"], key, colour, linewidth=1.2)
+    numbers(axes.yaxis)
     _epochs(axes)
     axes.set_ylim(bottom=0)
-    axes.set_ylabel("share of pairs without a vote")
-
-
-def _throughput(axes: Axes, scene: Scene) -> None:
-    for run, colour, _ in scene.coloured():
-        _line(axes, run, run.curves.mean["epoch"], "tokens_per_second", colour, linewidth=1.2)
-    _large_numbers(axes.yaxis)
-    _epochs(axes)
-    axes.set_ylim(bottom=0)
-    axes.set_ylabel("tokens per second")
+    axes.set_ylabel(label)
 
 
 def _memory(axes: Axes, scene: Scene) -> None:

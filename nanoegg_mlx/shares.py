@@ -7,7 +7,6 @@ on hosts that share no file system.
 from __future__ import annotations
 
 import hashlib
-import math
 
 import mlx.core as mx
 import numpy as np
@@ -15,7 +14,7 @@ import numpy as np
 from nanoegg_mlx.config import Config
 from nanoegg_mlx.distributed import World
 from nanoegg_mlx.errors import InputError
-from nanoegg_mlx.params import Params, leaves
+from nanoegg_mlx.params import Params, leaves, split_leaves
 
 _PIECE = 16 << 20
 """Bytes of states that travel at a time."""
@@ -93,12 +92,7 @@ def spread_params(params: Params | None, config: Config, world: World) -> Params
     if params is not None:
         content = np.concatenate([np.array(params[leaf.name]).reshape(-1) for leaf in leaves(config)]).view(np.uint8)
     flat = world.broadcast(content, "the parameters").view(np.int8)
-    spread, first = {}, 0
-    for leaf in leaves(config):
-        last = first + math.prod(leaf.stacked_shape)
-        spread[leaf.name] = mx.array(flat[first:last].reshape(leaf.stacked_shape))
-        first = last
-    return spread
+    return {name: mx.array(value) for name, value in split_leaves(flat, config).items()}
 
 
 def params_digest(params: Params) -> bytes:

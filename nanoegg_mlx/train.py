@@ -24,7 +24,7 @@ from nanoegg_mlx.distributed import World
 from nanoegg_mlx.engines import make_engine
 from nanoegg_mlx.errors import InputError
 from nanoegg_mlx.evolve import alpha_at, differences, fitness, fitness_of, step, threshold_at
-from nanoegg_mlx.params import Params, check_params, init_params, leaves
+from nanoegg_mlx.params import Params, check_params, init_params, leaves, split_leaves
 from nanoegg_mlx.shares import gather_states, members_of
 from nanoegg_mlx.tally import Tally
 from nanoegg_mlx.votes import pack_fitness, unpack_fitness
@@ -258,7 +258,7 @@ class Trainer:
         started = time.perf_counter()
         pairs = range(self.members.start // 2, self.members.stop // 2)
         Z = self.engine.votes(self.params, pair_fitness, pairs, self.epoch)
-        flat = mx.concatenate([Z[name].reshape(-1) for name in self.params])
+        flat = mx.concatenate([Z[leaf.name].reshape(-1) for leaf in leaves(self.config)])
         mx.eval(flat)
         seconds = time.perf_counter() - started
         if flat.dtype == mx.int64:
@@ -268,11 +268,7 @@ class Trainer:
             if np.ascontiguousarray(largest).view(np.int64).sum() < 2**31:
                 flat = flat.astype(mx.int32)
         flat = self.world.sum(flat, f"the votes of epoch {self.epoch}", expected=seconds)
-        Z, first = {}, 0
-        for name, value in self.params.items():
-            Z[name] = flat[first : first + value.size].reshape(value.shape)
-            first += value.size
-        return step(self.params, Z, self.config, self.epoch)
+        return step(self.params, split_leaves(flat, self.config), self.config, self.epoch)
 
 
 class UpdateChoice:

@@ -29,6 +29,7 @@ from nanoegg_mlx.train import UpdateChoice
 from nanoegg_mlx.votes import read_votes
 from tests.jobs import TRAIN, Job, free_ports
 from tests.test_run import TIMES
+from tests.tiny import work_in
 from tests.traces import ENGINES, pseudo_text
 
 # Seven lanes, and five rows of validation: uneven for most numbers of ranks, and for seven some have no row.
@@ -67,10 +68,7 @@ for path in sorted(Path().glob("*.toml")):
 @pytest.fixture(autouse=True)
 def corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder with a small corpus, to work in."""
-    monkeypatch.chdir(tmp_path)
-    np.save("train.npy", pseudo_text(3000, 1))
-    np.save("valid.npy", pseudo_text(400, 2))
-    return tmp_path
+    return work_in(tmp_path, monkeypatch)
 
 
 def outcome(folder: Path) -> dict[str, Any]:

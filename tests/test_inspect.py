@@ -17,6 +17,7 @@ from nanoegg_mlx.inspection import KINDS, inspect_activations, inspect_params
 from nanoegg_mlx.model import forward
 from nanoegg_mlx.params import Params
 from tests import oracle
+from tests.tiny import work_in
 from tests.traces import pseudo_text
 
 CONFIG = Config(n_layer=2, n_embd=12, vocab_size=128, population=2)
@@ -139,9 +140,7 @@ def test_the_tap_changes_nothing() -> None:
 
 @pytest.fixture
 def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.chdir(tmp_path)
-    np.save("train.npy", pseudo_text(3000, 1))
-    np.save("valid.npy", pseudo_text(400, 2))
+    work_in(tmp_path, monkeypatch)
     config = CONFIG.replace(
         population=8, tokens_per_update=5, train="train.npy", valid="valid.npy", checkpoints="runs", name="t",
         num_epochs=2, validation_batch_size=4,

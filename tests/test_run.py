@@ -22,6 +22,7 @@ from nanoegg_mlx.durable import Lock
 from nanoegg_mlx.metrics import read_metrics
 from nanoegg_mlx.replay import params_at
 from nanoegg_mlx.votes import read_votes
+from tests.tiny import work_in
 from tests.traces import ENGINES, pseudo_text
 
 CONFIG = Config(
@@ -35,10 +36,7 @@ TIMES = ("seconds", "rss_mb", "tokens_per_second", "generate_seconds", "update_s
 @pytest.fixture(autouse=True)
 def corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder with a small corpus, to work in."""
-    monkeypatch.chdir(tmp_path)
-    np.save("train.npy", pseudo_text(3000, 1))
-    np.save("valid.npy", pseudo_text(400, 2))
-    return tmp_path
+    return work_in(tmp_path, monkeypatch)
 
 
 def outcome(folder: Path = FOLDER) -> dict[str, Any]:

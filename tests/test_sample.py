@@ -21,6 +21,7 @@ from nanoegg_mlx.cli import main
 from nanoegg_mlx.engines import make_engine
 from nanoegg_mlx.sample import Sampling, _draws, choose, generate, power_table, readable, text_of, weights
 from tests import oracle
+from tests.tiny import work_in
 from tests.traces import ENGINES, pseudo_text
 
 CONFIG = Config(n_layer=2, n_embd=20, population=2)
@@ -221,9 +222,7 @@ def test_characters_come_when_they_are_complete() -> None:
 @pytest.fixture
 def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """The folder of a small run with samples in its log."""
-    monkeypatch.chdir(tmp_path)
-    np.save("train.npy", pseudo_text(3000, 1))
-    np.save("valid.npy", pseudo_text(400, 2))
+    work_in(tmp_path, monkeypatch)
     config = CONFIG.replace(
         population=8, tokens_per_update=5, train="train.npy", valid="valid.npy", checkpoints="runs", name="t",
         num_epochs=4, validate_every=2, validation_batch_size=4, sample_bytes=30,

@@ -6,9 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from nanoegg_mlx import Config, run
 from tests.traces import ENGINES, pseudo_text
+
+
+def work_in(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Makes `folder` the working directory, with a small train.npy and valid.npy in it."""
+    monkeypatch.chdir(folder)
+    np.save("train.npy", pseudo_text(3000, 1))
+    np.save("valid.npy", pseudo_text(400, 2))
+    return folder
 
 
 def tiny_config(folder: Path, **changes: Any) -> Config:
