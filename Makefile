@@ -25,7 +25,7 @@ define install
 endef
 
 NATIVE := nanoegg_mlx/engines/native
-CHECK := tests/native/check.cpp $(filter-out %/binding.cpp,$(wildcard $(NATIVE)/*.cpp))
+CHECK := tests/engines/check.cpp $(filter-out %/binding.cpp,$(wildcard $(NATIVE)/*.cpp))
 CHECK_FLAGS := -std=c++17 -pthread -Wall -Wextra -Wno-unknown-warning-option -Wno-maybe-uninitialized -I$(NATIVE)
 CASES := build/check/cases.bin
 ARM_CXX ?= aarch64-linux-gnu-g++
@@ -82,9 +82,9 @@ build/check/arm: $(CHECK) $(wildcard $(NATIVE)/*.h)
 	@mkdir -p $(@D)
 	$(ARM_CXX) $(CHECK_FLAGS) -O3 -static $(CHECK) -o $@
 
-$(CASES): $(VENV)/installed-test $(wildcard nanoegg_mlx/*.py tests/*.py tests/native/*.py tests/golden/*)
+$(CASES): $(VENV)/installed-test $(wildcard nanoegg_mlx/*.py nanoegg_mlx/core/*.py nanoegg_mlx/engines/*.py tests/*.py tests/engines/*.py tests/golden/*)
 	@mkdir -p $(@D)
-	$(BIN)/python -m tests.native.write_cases $@
+	$(BIN)/python -m tests.engines.write_cases $@
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -29,8 +29,10 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from nanoegg_mlx import Config, Trainer, distributed, evolve
-from nanoegg_mlx.params import leaves
+from nanoegg_mlx import Config, Trainer
+from nanoegg_mlx.core import update as evolve
+from nanoegg_mlx.core.params import leaves
+from nanoegg_mlx.ranks import world as distributed
 
 PARTS = ("generate", "update", "step")
 HEADER = 64

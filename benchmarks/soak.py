@@ -22,10 +22,10 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from nanoegg_mlx import checkpoint
-from nanoegg_mlx.metrics import Record, read_metrics
-from nanoegg_mlx.replay import params_at
-from nanoegg_mlx.votes import read_votes
+from nanoegg_mlx.store import checkpoint
+from nanoegg_mlx.store.fitness_log import read_votes
+from nanoegg_mlx.store.metrics import Record, read_metrics
+from nanoegg_mlx.training.replay import params_at
 
 ROOT = Path(__file__).parents[1]
 

@@ -8,6 +8,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from nanoegg_mlx import bench
+from nanoegg_mlx.measure import bench
 
 sys.exit(bench.main("python benchmarks/throughput.py"))

@@ -8,11 +8,11 @@ text    = bytes(generate(trainer.params, config, b"def ", tokens=100))
 """
 
 from nanoegg_mlx.config import Config
+from nanoegg_mlx.core.params import init_params
 from nanoegg_mlx.errors import InputError
-from nanoegg_mlx.evaluate import evaluate, validate
-from nanoegg_mlx.params import init_params
-from nanoegg_mlx.sample import Sampling, generate
-from nanoegg_mlx.train import EpochResult, Trainer
+from nanoegg_mlx.measure.evaluate import evaluate, validate
+from nanoegg_mlx.measure.sample import Sampling, generate
+from nanoegg_mlx.training.trainer import EpochResult, Trainer
 
 __all__ = [
     "Config",

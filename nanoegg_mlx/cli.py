@@ -21,27 +21,19 @@ import numpy as np
 from tqdm import tqdm
 
 import data_prep.__main__ as prepare
-from nanoegg_mlx import (
-    baselines,
-    bench,
-    checkpoint,
-    distributed,
-    durable,
-    inspection,
-    plot,
-    replay,
-    report,
-    run,
-    sample,
-    tracking,
-    transformer,
-)
 from nanoegg_mlx.config import TABLES, Config, describe_range
-from nanoegg_mlx.data import read_text
+from nanoegg_mlx.core.params import Params, init_params
 from nanoegg_mlx.engines import make_engine, native_problem
 from nanoegg_mlx.errors import InputError, JobError, ToldElsewhere
-from nanoegg_mlx.evaluate import Evaluation, evaluate
-from nanoegg_mlx.params import Params, init_params
+from nanoegg_mlx.measure import baselines, bench, sample
+from nanoegg_mlx.measure import inspect as inspection
+from nanoegg_mlx.measure.evaluate import Evaluation, evaluate
+from nanoegg_mlx.ranks import world as distributed
+from nanoegg_mlx.show import panels as plot
+from nanoegg_mlx.show import report, tracking
+from nanoegg_mlx.store import checkpoint, durable
+from nanoegg_mlx.store.tokens import read_text
+from nanoegg_mlx.training import replay, run, transformer
 
 
 class Parser(argparse.ArgumentParser):

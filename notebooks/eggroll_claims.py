@@ -21,8 +21,8 @@ def _():
 
     import marimo as mo
 
-    from nanoegg_mlx import claims
-    from nanoegg_mlx.claims import figures
+    from nanoegg_mlx.eggroll import claims
+    from nanoegg_mlx.eggroll.claims import figures
 
     return Path, claims, figures, mo, time
 
@@ -41,8 +41,8 @@ def _(mo):
 
     $$x\,(W + \sigma E)^\top = xW^\top + \tfrac{\sigma}{\sqrt r}\,(xB)A^\top .$$
 
-    `nanoegg_mlx.eggroll` is the method and `nanoegg_mlx.claims` the experiments; this notebook only shows them. Every
-    sentence in bold type below is decided by the numbers above it.
+    `nanoegg_mlx.eggroll` is the method and `nanoegg_mlx.eggroll.claims` the experiments; this notebook only shows
+    them. Every sentence in bold type below is decided by the numbers above it.
     """)
     return
 

@@ -15,10 +15,12 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from nanoegg_mlx import Config, baselines, checkpoint, validate
+from nanoegg_mlx import Config, validate
 from nanoegg_mlx.cli import main
-from nanoegg_mlx.data import load_tokens
 from nanoegg_mlx.engines import make_engine, native_problem
+from nanoegg_mlx.measure import baselines
+from nanoegg_mlx.store import checkpoint
+from nanoegg_mlx.store.tokens import load_tokens
 from tests.traces import pseudo_text
 
 MODEL = ["--n-layer=1", "--n-embd=8", "--population=16", "--tokens-per-update=10", "--validation-batch-size=8"]

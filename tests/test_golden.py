@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from nanoegg_mlx import Trainer, init_params, validate
-from nanoegg_mlx.params import leaf_keys
+from nanoegg_mlx.core.params import leaf_keys
 from tests.traces import ENGINES, NAMES, Trace, sha256
 
 

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nanoegg_mlx import Config, run
+from nanoegg_mlx import Config
+from nanoegg_mlx.training import run
 from tests.traces import ENGINES, pseudo_text
 
 

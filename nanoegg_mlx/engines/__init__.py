@@ -8,10 +8,10 @@ import mlx.core as mx
 import numpy as np
 
 from nanoegg_mlx.config import Config
+from nanoegg_mlx.core.params import Params
+from nanoegg_mlx.core.score import Scored
 from nanoegg_mlx.engines.mlx import MLXEngine
 from nanoegg_mlx.errors import InputError
-from nanoegg_mlx.params import Params
-from nanoegg_mlx.score import Scored
 
 
 class Engine(Protocol):

@@ -10,13 +10,13 @@ import mlx.core as mx
 import numpy as np
 
 from nanoegg_mlx.config import Config
+from nanoegg_mlx.core.noise import leaf_bases
+from nanoegg_mlx.core.params import Params, leaves
+from nanoegg_mlx.core.rng import key
+from nanoegg_mlx.core.score import Scored
+from nanoegg_mlx.core.update import vote_bound, vote_dtype
 from nanoegg_mlx.engines import _native
 from nanoegg_mlx.errors import InputError
-from nanoegg_mlx.evolve import vote_bound, vote_dtype
-from nanoegg_mlx.noise import leaf_bases
-from nanoegg_mlx.params import Params, leaves
-from nanoegg_mlx.rng import key
-from nanoegg_mlx.score import Scored
 
 
 class CPUEngine:

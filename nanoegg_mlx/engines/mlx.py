@@ -13,10 +13,10 @@ import mlx.core as mx
 import numpy as np
 
 from nanoegg_mlx.config import Config
-from nanoegg_mlx.evolve import add_votes, step, vote_dtype
-from nanoegg_mlx.noise import Noise, leaf_bases, member_noise, noise_pair, pair_noise
-from nanoegg_mlx.params import Params, leaves
-from nanoegg_mlx.score import Scored, code_lengths, resident_weights, score_tokens
+from nanoegg_mlx.core.noise import Noise, leaf_bases, member_noise, noise_pair, pair_noise
+from nanoegg_mlx.core.params import Params, leaves
+from nanoegg_mlx.core.score import Scored, code_lengths, resident_weights, score_tokens
+from nanoegg_mlx.core.update import add_votes, step, vote_dtype
 
 _CHUNK_BYTES = 96 << 20
 """What a chunk's noise and activations may take; the peak is a few times this while noise is generated."""

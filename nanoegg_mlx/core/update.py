@@ -1,0 +1,143 @@
+"""The evolution step: scores -> fitness of pairs -> votes Z -> thresholded sign update (spec section 7).
+
+An entry of a parameter moves by one, in the direction of its vote, where a two-sided Z-test says that the vote is
+not noise. All sums are exact integers.
+"""
+
+from __future__ import annotations
+
+import math
+from statistics import NormalDist
+
+import mlx.core as mx
+import numpy as np
+
+from nanoegg_mlx.config import Config
+from nanoegg_mlx.core.fixed_point import MAX_INT8, ONE, clip, exact_matmul
+from nanoegg_mlx.core.noise import LowRank, Noise, Perturbation
+from nanoegg_mlx.core.params import Params
+from nanoegg_mlx.ranks.score_stats import sum_of_squares
+
+MAX_NOISE = 86
+"""Largest magnitude of a perturbation's draw."""
+
+
+def fitness(scores: np.ndarray, fast: bool) -> np.ndarray:
+    """The fitness of each antithetic pair.
+
+    Args:
+        scores: (N,) integers, even members first in each pair.
+        fast: sign of the difference; otherwise the difference over its rms, in Q4 and clipped.
+
+    Returns:
+        (N/2,) int8: in {-1, 0, 1}, or in [-127, 127].
+    """
+    return fitness_of(differences(scores), fast)
+
+
+def differences(scores: np.ndarray) -> np.ndarray:
+    """(P,) int64: what the even member of each pair has more than the odd one, from (2 P,) integer scores."""
+    return scores[0::2].astype(np.int64) - scores[1::2]
+
+
+def fitness_of(differences: np.ndarray, fast: bool) -> np.ndarray:
+    """`fitness` from the differences of all pairs, (N/2,) integers."""
+    if fast:
+        return np.sign(differences).astype(np.int8)
+    rms = max(math.isqrt(sum_of_squares(differences) // len(differences)), 1)
+    return np.clip(ONE * differences.astype(np.int64) // rms, -MAX_INT8, MAX_INT8).astype(np.int8)
+
+
+def alpha_at(config: Config, epoch: int) -> float:
+    """The share of entries that pure noise would move in this epoch."""
+    if config.alpha <= 1:
+        return config.alpha
+    return 1 / ((2**config.alpha - 1) * (epoch / config.alpha_decay_timestep) + 1)
+
+
+def threshold_at(config: Config, epoch: int) -> int:
+    """The two-sided Z-test's threshold, in sixteenths of a standard deviation."""
+    tail = alpha_at(config, epoch) / 2
+    if 1 - tail == 1:  # no float between: the lower tail is the same by symmetry
+        return math.trunc(-ONE * NormalDist().inv_cdf(tail))
+    return math.trunc(ONE * NormalDist().inv_cdf(1 - tail))
+
+
+def vote_bound(config: Config, epoch: int) -> int:
+    """`bound` of section 7: an entry whose 16 |Z| is below it stays."""
+    scale = 256 if config.use_clt else 1
+    return threshold_at(config, epoch) * math.isqrt(config.pairs) * scale
+
+
+def vote_dtype(config: Config) -> mx.Dtype:
+    """int32 where no vote of this population can overflow it, else int64."""
+    largest_fitness = 1 if config.fast_fitness else MAX_INT8
+    largest = config.pairs * config.rank * MAX_NOISE**2 * largest_fitness
+    return mx.int32 if largest < 2**31 else mx.int64
+
+
+def votes(E: Perturbation, fitness: mx.array, use_clt: bool, dtype: mx.Dtype) -> mx.array:
+    """Z = sum over pairs of fit_p A_p B_p^T (matrix) or fit_p E_p (vector), exact.
+
+    Args:
+        E: the perturbation of a leaf, its factors or vectors with a leading axis of P pairs and, for stacked
+            leaves, L layers after it.
+        fitness: (P,) int8.
+        use_clt: false to vote with the signs of A, B and E.
+        dtype: of the result, mx.int32 or mx.int64.
+
+    Returns:
+        (o, n) or (d,), under a layer axis if there is one.
+    """
+    if not isinstance(E, LowRank):
+        vectors = E if use_clt else mx.sign(E)
+        weights = fitness.astype(dtype).reshape(-1, *[1] * (vectors.ndim - 1))
+        return mx.sum(weights * vectors.astype(dtype), axis=0)
+    if E.B.ndim == 4:
+        return mx.stack(
+            [votes(LowRank(E.A[:, layer], E.B[:, layer]), fitness, use_clt, dtype) for layer in range(E.B.shape[1])]
+        )
+    A, B = (E.A, E.B) if use_clt else (mx.sign(E.A), mx.sign(E.B))
+    # The sum over pairs and ranks is one matrix product. fit A needs up to 14 bits: it is cut into two digits,
+    # since an operand of more than 11 bits would not be exact in TF32, nor summed in slices of useful width.
+    fitA = mx.flatten(fitness.astype(mx.int32)[:, None, None] * A.astype(mx.int32), 0, 1)
+    B = mx.flatten(B, 0, 1)
+    high = (fitA + 64) >> 7
+    low = fitA - (high << 7)
+    max_product = MAX_NOISE * MAX_NOISE
+    Z = exact_matmul(low.T, B, max_product).astype(dtype)
+    return Z + (exact_matmul(high.T, B, max_product).astype(dtype) << 7)
+
+
+def add_votes(Z: dict[str, mx.array], noise: Noise, fitness: mx.array, config: Config) -> dict[str, mx.array]:
+    """The votes of one more chunk of pairs, added to those of the chunks before (`Z` may be empty)."""
+    dtype = vote_dtype(config)
+    more = {name: votes(E, fitness, config.use_clt, dtype) for name, E in noise.items()}
+    return {name: Z[name] + more[name] if Z else more[name] for name in more}
+
+
+def move(parameter: mx.array, Z: mx.array, bound: int, fast_fitness: bool) -> mx.array:
+    """One step of each entry along its vote: +1 if Z > 0, else -1; entries with 16 |Z| < bound stay.
+
+    Args:
+        parameter: int8, any shape.
+        Z: int32 or int64 votes of the same shape; with normalised fitness still in Q4.
+        bound: `vote_bound` of the epoch.
+
+    Returns:
+        int8, clipped to [-127, 127].
+    """
+    if not fast_fitness:
+        Z = Z >> 4
+    # 16 |Z| < bound, without the product that could overflow.
+    stays = mx.abs(Z) < -(-bound // ONE)
+    direction = mx.where(stays, 0, mx.where(Z > 0, 1, -1))
+    return clip(parameter.astype(mx.int32) + direction).astype(mx.int8)
+
+
+def step(params: Params, Z: dict[str, mx.array], config: Config, epoch: int) -> Params:
+    """The parameters after an epoch's votes: `move` of every leaf, evaluated. `params` stay as they were."""
+    bound = vote_bound(config, epoch)
+    moved = {name: move(params[name], Z[name], bound, config.fast_fitness) for name in params}
+    mx.eval(moved)
+    return moved

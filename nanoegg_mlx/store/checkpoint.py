@@ -1,0 +1,239 @@
+"""Checkpoints: a folder with all that the next epoch depends on, whole or not there, and checked when it is read.
+
+    <run>/epoch-00000100/model.safetensors     13 int8 leaves, names of the spec
+                         states.safetensors    `states`, (N, L, D) int8
+                         config.toml           the run's whole config
+                         checkpoint.json       format, epoch, data, figures, SHA-256 of all four
+    <run>/latest, best                         links to the newest one, and to the best on validation
+
+A checkpoint is written under a temporary name, flushed to disk and renamed; the links are moved after that.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from nanoegg_mlx.config import Config
+from nanoegg_mlx.core.params import Params, check_params
+from nanoegg_mlx.errors import InputError
+from nanoegg_mlx.store.durable import HashedFile, point, sha256_of, sync_folder
+from nanoegg_mlx.training.trainer import Trainer
+
+FORMAT = 2
+FILES = ("model.safetensors", "states.safetensors", "config.toml")
+_FOLDER = re.compile(r"epoch-(\d{8,})")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint holds; the member states are read only when asked for."""
+
+    path: Path
+    config: Config
+    epoch: int
+    params: Params
+    info: dict[str, Any]
+    """checkpoint.json: `tokens`, `seconds`, `validation` and more."""
+
+    def states(self) -> np.ndarray:
+        """Every member's hidden state, (N, L, D) int8."""
+        return np.array(_load_arrays(self.path / "states.safetensors")["states"])
+
+
+def save(run: Path, trainer: Trainer, info: Mapping[str, Any], states: np.ndarray | None = None) -> Path:
+    """Writes the trainer's state as the run's newest checkpoint; of the others the newest `keep` and the best stay.
+
+    Args:
+        run: the run's folder.
+        trainer: between two epochs.
+        states: (N, L, D) int8, of all members, where the trainer has only a rank's.
+        info: goes into checkpoint.json; JSON types. The best checkpoint is the one with the least `validation`.
+
+    Returns:
+        The checkpoint's folder. Raises OSError if it cannot be written; the older ones are as they were then.
+    """
+    folder = run / f"epoch-{trainer.epoch:08d}"
+    if not folder.exists():
+        temporary = run / f".{folder.name}.tmp"
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        try:
+            _write(temporary, trainer, info, trainer.states if states is None else mx.array(states))
+            os.rename(temporary, folder)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        sync_folder(run)
+    point(run / "latest", folder.name)
+    best = _best(run)
+    if best is not None:
+        point(run / "best", best.name)
+    for old in folders(run)[: -trainer.config.keep]:
+        if old != best:
+            remove(old)
+    return folder
+
+
+def load(path: str | Path, warn: Callable[[str], object] = lambda text: print(text, file=sys.stderr)) -> Checkpoint:
+    """Opens a checkpoint, or the newest whole one of a run's folder.
+
+    Args:
+        path: of the checkpoint's folder, of a link to it, or of the run's folder.
+        warn: is told of each damaged checkpoint of a run that is passed over.
+
+    Raises:
+        InputError: nothing there, or the checkpoint (of a run: every one) is damaged.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise InputError(f"There is no checkpoint or run folder {path}.")
+    if _FOLDER.fullmatch(path.resolve().name) or any((path / name).exists() for name in FILES[:2]):
+        return open_whole(path)
+    candidates = folders(path)[::-1]
+    if not candidates:
+        raise InputError(f"The folder {path} holds no checkpoint (a folder epoch-... with model.safetensors).")
+    for number, folder in enumerate(candidates, 1):
+        try:
+            return open_whole(folder)
+        except InputError as error:
+            if number == len(candidates):
+                raise
+            warn(f"{error} Using the one before it, {candidates[number].name}.")
+    raise AssertionError("the loop returns or raises")
+
+
+def open_whole(path: Path) -> Checkpoint:
+    """Opens one checkpoint.
+
+    Raises:
+        InputError: a file is missing, truncated or not what was written, the format is unknown, or the parameters
+            have other shapes than the config's.
+    """
+    about = path / "checkpoint.json"
+    try:
+        info = json.loads(about.read_bytes())
+        file_format, epoch = int(info["format"]), int(info["epoch"])
+        if file_format != FORMAT:
+            raise InputError(f"The checkpoint {path} has format {file_format}; this version reads format {FORMAT}.")
+        if info["sha256"] != _seal(info):
+            raise ValueError
+        hashes = {name: str(info["files"][name]) for name in FILES}
+    except OSError as error:
+        raise InputError(f"The checkpoint {path} is damaged: {about.name} is missing or unreadable.") from error
+    except InputError:
+        raise
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"The checkpoint {path} is damaged: {about.name} is not what was written.") from error
+    for name, expected in hashes.items():
+        try:
+            whole = sha256_of(path / name) == expected
+        except OSError as error:
+            raise InputError(f"The checkpoint {path} is damaged: {name} is missing or unreadable.") from error
+        if not whole:
+            raise InputError(f"The checkpoint {path} is damaged: {name} is not what was written (its SHA-256 differs).")
+    config = Config.from_toml(path / "config.toml")
+    params = _load_arrays(path / "model.safetensors")
+    try:
+        check_params(params, config)
+    except InputError as error:
+        raise InputError(f"The checkpoint {path} does not fit its config.toml: {error}") from error
+    return Checkpoint(path, config, epoch, {name: params[name] for name in sorted(params)}, info)
+
+
+def folders(run: Path) -> list[Path]:
+    """The run's checkpoints, oldest first."""
+    found = [path for path in run.iterdir() if _FOLDER.fullmatch(path.name) and not path.is_symlink()]
+    return sorted(found, key=epoch_of)
+
+
+def describe(run: Path) -> list[tuple[Path, dict[str, Any] | None]]:
+    """The run's checkpoints, oldest first, and what each says in checkpoint.json; None where that is damaged."""
+    described: list[tuple[Path, dict[str, Any] | None]] = []
+    for folder in folders(run):
+        try:
+            about = json.loads((folder / "checkpoint.json").read_bytes())
+            described.append((folder, about if about["sha256"] == _seal(about) else None))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            described.append((folder, None))
+    return described
+
+
+def epoch_of(folder: Path) -> int:
+    """The epochs done that a checkpoint's name tells."""
+    return int(folder.name.removeprefix("epoch-"))
+
+
+def remove(folder: Path) -> None:
+    """Deletes a checkpoint; it is out of sight before the first of its files goes."""
+    hidden = folder.with_name(f".{folder.name}.old")
+    os.rename(folder, hidden)
+    shutil.rmtree(hidden)
+
+
+def remove_leftovers(run: Path) -> None:
+    """Deletes what a killed process left half written or half deleted. For the holder of the run's lock."""
+    for path in run.iterdir():
+        if path.name.startswith(".") and path.suffix in (".tmp", ".old"):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+
+def _write(folder: Path, trainer: Trainer, info: Mapping[str, Any], states: mx.array) -> None:
+    hashes = {}
+    for name in FILES:
+        with HashedFile(folder / name) as file:
+            if name == "model.safetensors":
+                mx.save_safetensors(file, trainer.params)
+            elif name == "states.safetensors":
+                mx.save_safetensors(file, {"states": states})
+            else:
+                file.write(trainer.config.to_toml().encode())
+            hashes[name] = file.finish()
+    about = {"format": FORMAT, "epoch": trainer.epoch, **info, "files": hashes}
+    with HashedFile(folder / "checkpoint.json") as file:
+        file.write(json.dumps({**about, "sha256": _seal(about)}, indent=2).encode())
+        file.finish()
+    sync_folder(folder)
+
+
+def _seal(about: Mapping[str, Any]) -> str:
+    """SHA-256 of what checkpoint.json says, but for the seal itself."""
+    content = {name: value for name, value in about.items() if name != "sha256"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _best(run: Path) -> Path | None:
+    """The checkpoint with the least validation figure, the newest of equal ones; None if none has one."""
+    figures = []
+    for folder in folders(run):
+        try:
+            figure = json.loads((folder / "checkpoint.json").read_bytes())["validation"]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # A damaged one is found when it is opened.
+        if figure is not None:
+            figures.append((figure, -epoch_of(folder), folder))
+    return min(figures)[2] if figures else None
+
+
+def _load_arrays(file: Path) -> dict[str, mx.array]:
+    try:
+        arrays = mx.load(str(file))
+        assert isinstance(arrays, dict)
+        mx.eval(arrays)
+    except (RuntimeError, ValueError, OSError) as error:
+        raise InputError(f"{file} is missing, truncated or not a safetensors file.") from error
+    return arrays

@@ -1,0 +1,159 @@
+"""votes.bin: a run in kilobytes. All noise is a function of the seed, so an epoch's update is its fitness and no more.
+
+    file    b"eggvotes", then frames
+    frame   kind (1 byte), size of the payload (4 bytes), payload, CRC-32 of all that (4 bytes); little-endian
+    kind C  payload: the number of the epoch that follows (4 bytes) and a config as TOML text, which holds from there
+            on. The first frame is one.
+    kind E  payload: the epoch's number (4 bytes), then its fitness: with `fast_fitness` five pairs a byte in base 3
+            (fitness + 1, first pair lowest), else one signed byte a pair
+
+An epoch of population 1024 takes 116 bytes. The file only grows. A frame that was cut short by a crash is a torn tail:
+readers stop before it, a resumed run cuts it off.
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+import tomllib
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from nanoegg_mlx.config import Config
+from nanoegg_mlx.errors import InputError
+from nanoegg_mlx.store.durable import AppendOnly
+
+MAGIC = b"eggvotes"
+_HEAD = struct.Struct("<cI")
+_WORD = struct.Struct("<I")
+_POWERS = np.array([1, 3, 9, 27, 81], np.uint8)
+
+
+@dataclass(frozen=True)
+class Vote:
+    """One epoch of a run."""
+
+    epoch: int
+    """Number of the epoch, from 0."""
+    config: Config
+    """What it was trained with."""
+    fitness: np.ndarray
+    """(N/2,) int8, each pair's."""
+
+
+def pack_fitness(fitness: np.ndarray, fast: bool) -> bytes:
+    """(P,) int8 as bytes: ceil(P / 5) of them for fitness in {-1, 0, 1} (`fast`), else P."""
+    if not fast:
+        return fitness.astype(np.int8).tobytes()
+    digits = np.full(-(-len(fitness) // 5) * 5, 1, np.uint8)
+    digits[: len(fitness)] = fitness + 1
+    return (digits.reshape(-1, 5) * _POWERS).sum(axis=1, dtype=np.uint8).tobytes()
+
+
+def unpack_fitness(packed: bytes, pairs: int, fast: bool) -> np.ndarray:
+    """The inverse of `pack_fitness`: (pairs,) int8. Raises ValueError for bytes that are no packed fitness."""
+    values = np.frombuffer(packed, np.uint8)
+    if not fast:
+        if len(values) != pairs:
+            raise ValueError(f"{len(values)} bytes for {pairs} pairs")
+        return values.view(np.int8)
+    if len(values) != -(-pairs // 5) or (values >= 243).any():
+        raise ValueError(f"{len(values)} bytes for {pairs} ternary pairs")
+    return ((values[:, None] // _POWERS % 3).reshape(-1)[:pairs].astype(np.int8)) - 1
+
+
+def frame(kind: bytes, payload: bytes) -> bytes:
+    """A frame of kind b"C" or b"E"."""
+    content = _HEAD.pack(kind, len(payload)) + payload
+    return content + _WORD.pack(zlib.crc32(content))
+
+
+def config_frame(config: Config, epoch: int) -> bytes:
+    """The frame that tells what `epoch` (from 0) and those after it are trained with."""
+    return frame(b"C", _WORD.pack(epoch) + config.to_toml().encode())
+
+
+def vote_frame(config: Config, epoch: int, fitness: np.ndarray) -> bytes:
+    """The frame of an epoch."""
+    return frame(b"E", _WORD.pack(epoch) + pack_fitness(fitness, config.fast_fitness))
+
+
+def read_votes(path: Path) -> Iterator[Vote]:
+    """The epochs of a votes file, in order.
+
+    Stops quietly at a torn tail: at the first frame that is incomplete or fails its checksum.
+
+    Raises:
+        InputError: no such file, not a votes file, or frames that do not belong together.
+    """
+    for epoch, config, payload, _ in _frames(path):
+        if payload is not None:
+            packed = payload[_WORD.size :]
+            yield Vote(epoch, config, unpack_fitness(packed, config.pairs, config.fast_fitness))
+
+
+def start_votes(path: Path, config: Config, epoch: int = 0) -> AppendOnly:
+    """A votes file that begins with `epoch` and has none yet; what the file held is gone."""
+    file = AppendOnly(path, 0)
+    file.append(MAGIC + config_frame(config, epoch))
+    return file
+
+
+def size_before(path: Path, epoch: int) -> int | None:
+    """The bytes of the file before the frame of `epoch` (0, 1, ...), or None where it does not reach that far.
+
+    Raises InputError as `read_votes` does.
+    """
+    following, whole = -1, None
+    for number, _, payload, (start, end) in _frames(path):
+        if payload is not None and number == epoch:
+            return start
+        following, whole = number + (payload is not None), end
+    return whole if following == epoch else None
+
+
+def _frames(path: Path) -> Iterator[tuple[int, Config, bytes | None, tuple[int, int]]]:
+    """Each whole frame: its epoch, the config in force, payload (of kind E, else None), start and end."""
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise InputError(f"The votes {path} cannot be read: {error.strerror}.") from error
+    with file:
+        if file.read(len(MAGIC)) != MAGIC:
+            raise InputError(f"{path} is not a votes file; it does not start with {MAGIC.decode()!r}.")
+        config: Config | None = None
+        following: int | None = None
+        start = len(MAGIC)
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            while (end := _end_of_frame(content, start)) is not None:
+                payload = content[start + _HEAD.size : end - _WORD.size]
+                epoch = _WORD.unpack_from(payload)[0]
+                if following not in (None, epoch):
+                    raise InputError(f"{path} is damaged: epoch {following} is not where it has to be.")
+                if content[start : start + 1] == b"C":
+                    config = Config.from_document(tomllib.loads(payload[_WORD.size :].decode()), str(path))
+                    yield epoch, config, None, (start, end)
+                    following = epoch
+                elif config is None:
+                    raise InputError(f"{path} is damaged: it does not begin with a config.")
+                else:
+                    yield epoch, config, payload, (start, end)
+                    following = epoch + 1
+                start = end
+
+
+def _end_of_frame(content: mmap.mmap, start: int) -> int | None:
+    """Where the frame that begins at `start` ends, or None if it is incomplete or fails its checksum."""
+    if start + _HEAD.size > len(content):
+        return None
+    kind, size = _HEAD.unpack_from(content, start)
+    end = start + _HEAD.size + size
+    if kind not in (b"C", b"E") or end + _WORD.size > len(content):
+        return None
+    if zlib.crc32(content[start:end]) != _WORD.unpack_from(content, end)[0]:
+        return None
+    return end + _WORD.size

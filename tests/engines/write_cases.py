@@ -1,0 +1,124 @@
+"""Writes runs as a binary file for golden_main.cpp, which has no Python: recorded traces and the oracle's own.
+
+    python -m tests.engines.write_cases FILE
+
+A recorded trace keeps only digests of parameters and states, so they are computed again on the MLX engine and checked
+against the digests on the way. Little-endian, all numbers int64 unless told otherwise, arrays in C order:
+
+    "eggcases", number of cases, then each case:
+    length and bytes of its name; V D L; two words of key(seed); rank, sigma_shift, num_perturbations, group size,
+    use_clt, normalised fitness; N T epochs; 13 leaves int8
+    each epoch: bases of the 13 leaves uint32 (one a layer); bound; inputs and targets (N/G, T) uint8;
+        scores (N,); fitness (N/2,) int8; states (N, L, D) int8; 13 leaves int8
+    rows B and tokens m of a validation (0 0: none); inputs and targets (B, m) uint8; scores (B,)
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+import sys
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from nanoegg_mlx import Config, Trainer, validate
+from tests import oracle
+from tests.oracle import Oracle
+from tests.test_oracle import CASES, TINY, text
+from tests.traces import NAMES, Trace, sha256
+
+EPOCHS = 3
+"""Of a recorded trace, at most; one of a large model, and no validation, for an emulator's sake."""
+
+
+def main(path: Path) -> None:
+    """Writes the recorded traces, then the oracle's cases."""
+    with path.open("wb") as file:
+        file.write(b"eggcases")
+        numbers(file, len(NAMES) + len(CASES))
+        for name in NAMES:
+            write_trace(file, name)
+        for name, changes in CASES.items():
+            write_oracle(file, name, Config(**{**TINY, **changes}))
+
+
+def write_trace(file: BinaryIO, name: str) -> None:
+    """The first epochs of a recorded trace, and a validation of the parameters after them."""
+    trace = Trace(name)
+    config = trace.config.replace(engine="mlx")
+    trainer = Trainer(config, trace.train_tokens)
+    large = config.n_layer * config.n_embd > 128
+    epochs = 1 if large else min(EPOCHS, trace.epochs)
+    write_head(file, name, config, epochs, trainer.params)
+    for epoch in range(epochs):
+        result = trainer.step()
+        assert np.array_equal(result.scores, trace.arrays["scores"][epoch])
+        assert np.array_equal(result.fitness, trace.arrays["fitness"][epoch])
+        assert sha256(*trainer.params.values()) == trace.meta["params_sha256"][epoch]
+        assert sha256(trainer.states) == trace.meta["states_sha256"][epoch]
+        write_epoch(
+            file, config, epoch, trace.train_tokens, result.scores, result.fitness, trainer.states, trainer.params
+        )
+    if large:
+        numbers(file, 0, 0)
+        return
+    tokens = trace.valid_tokens[: 64 * config.validation_batch_size]
+    write_validation(file, config, tokens, validate(trainer.params, tokens, config)[0])
+
+
+def write_oracle(file: BinaryIO, name: str, config: Config) -> None:
+    """Two epochs and a validation of the plain Python twin."""
+    tokens = text(config, config.lanes * (2 * config.tokens_per_update + 1), 3)
+    run = Oracle(config, tokens)
+    write_head(file, name, config, 2, run.params)
+    for epoch in range(2):
+        scores, fitness = run.step()
+        write_epoch(file, config, epoch, tokens, scores, fitness, run.states, run.params)
+    valid = text(config, 32, 4)
+    write_validation(file, config, valid, oracle.validate(config, run.params, valid)[0])
+
+
+def write_head(file: BinaryIO, name: str, config: Config, epochs: int, params: Any) -> None:
+    numbers(file, len(name.encode()))
+    file.write(name.encode())
+    numbers(file, config.vocab_size, config.n_embd, config.n_layer, *oracle.make_key(config.seed))
+    numbers(file, config.rank, config.sigma_shift, config.num_perturbations, config.group)
+    numbers(file, config.use_clt, not config.fast_fitness, config.population, config.tokens_per_update, epochs)
+    arrays(file, np.int8, *params.values())
+
+
+def write_epoch(
+    file: BinaryIO, config: Config, epoch: int, tokens: np.ndarray, scores: Any, fitness: Any, states: Any, params: Any
+) -> None:
+    true_epoch = epoch // config.noise_reuse if config.noise_reuse else 0
+    bases = [[oracle.fold_in(key, true_epoch)[0] for key in keys] for keys in oracle.leaf_keys(config).values()]
+    arrays(file, np.uint32, *bases)
+    numbers(file, oracle.threshold(config, epoch) * math.isqrt(config.pairs) * (256 if config.use_clt else 1))
+    members = range(0, config.population, config.group)
+    lanes = np.array([oracle.member_text(config, tokens, member, epoch) for member in members])
+    arrays(file, np.uint8, lanes[:, :-1], lanes[:, 1:])
+    arrays(file, np.int64, scores)
+    arrays(file, np.int8, fitness, states, *params.values())
+
+
+def write_validation(file: BinaryIO, config: Config, tokens: np.ndarray, scores: np.ndarray) -> None:
+    B = config.validation_batch_size
+    rows = tokens[: len(tokens) // B * B].reshape(B, -1)
+    numbers(file, B, rows.shape[1] - 1)
+    arrays(file, np.uint8, rows[:, :-1], rows[:, 1:])
+    arrays(file, np.int64, scores)
+
+
+def numbers(file: BinaryIO, *values: int) -> None:
+    file.write(struct.pack(f"<{len(values)}q", *values))
+
+
+def arrays(file: BinaryIO, dtype: type, *values: Any) -> None:
+    for value in values:
+        file.write(np.ascontiguousarray(np.array(value), dtype).tobytes())
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

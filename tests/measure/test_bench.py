@@ -1,0 +1,117 @@
+"""`nanoegg bench`: what its figures are made of, the command that times another implementation, and every mistake."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nanoegg_mlx.cli import main
+from nanoegg_mlx.measure import bench
+from tests.traces import ENGINES
+
+TINY = bench.Case("tiny", 1, 8, 4, 5)
+VALIDATION = bench.Case("tiny, validation", 1, 8, 4, 5, validation=True)
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "CASES", [TINY, VALIDATION])
+
+
+def python(code: str) -> str:
+    """A shell command that runs this code."""
+    return f"{shlex.quote(sys.executable)} -c {shlex.quote(code)}"
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_figures(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a clock that ticks seconds and a peak of 1000 and 3000 in turn: 20 tokens of 2816 multiply-adds a second."""
+    assert bench.multiply_adds(1, 8) == 12 * 64 + 256 * 8
+    clock = iter(range(100))
+    peaks = iter([1000.0, 3000.0] * 9)
+    monkeypatch.setattr(bench.time, "perf_counter", lambda: float(next(clock)))
+    monkeypatch.setattr(bench, "_peak", lambda engine, threads: next(peaks) if engine == "cpu" else 0.0)
+    figures = bench.measure(VALIDATION, 3, engine, 1)
+    assert figures["engine"] == engine and figures["title"] == "tiny, validation"
+    assert (figures["tokens_per_second"], figures["milliseconds"]) == (20, 1000)
+    assert figures["multiply_adds_per_second"] == 20 * 2816
+    assert figures["resident_mb"] > 1
+    if engine == "cpu":
+        assert (figures["peak"], figures["peak_share"]) == (2000, 20 * 2816 / 2000)
+    else:
+        assert figures["peak"] is None and figures["peak_share"] is None
+
+
+def test_table(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """A row a case and one a reference, whose command has been told the case; all of it in the JSON file too."""
+    command = python("print('warming up'); print('{\"tokens_per_second\": {population}{tokens}.5}')")
+    assert main(["bench", "--repeats=1", f"--json={tmp_path}/b.json", "--reference-command", command]) == 0
+    out, err = capfd.readouterr()
+    header, case, reference, validation = out.splitlines()
+    assert err == "" and header == bench.HEADER
+    rows = json.loads((tmp_path / "b.json").read_text())
+    assert [bench.line(row) for row in rows] == [case, validation]
+    assert bench.reference_line(rows[0]) == reference
+    assert rows[0]["reference_tokens_per_second"] == 45.5 and "reference_tokens_per_second" not in rows[1]
+    assert rows[0]["times_reference"] == rows[0]["tokens_per_second"] / 45.5
+    assert " 46 " in reference and f"{rows[0]['times_reference']:,.1f} times" in reference
+
+
+def test_placeholders() -> None:
+    code = "import json; print(json.dumps(dict(tokens_per_second={n_layer} + {n_embd} + {population} + {tokens})))"
+    assert bench.reference_rate(python(code), bench.Case("x", 1000, 200, 30, 4)) == 1234.0
+
+
+@pytest.mark.parametrize(
+    ("command", "parts"),
+    [
+        ("no-such-command-anywhere", ["exit code 127", "no-such-command-anywhere"]),
+        (python("import sys; sys.exit('one\\ntwo')"), ["exit code 1: two"]),
+        (python("import sys; sys.exit(3)"), ["exit code 3, without a word on stderr"]),
+        ("true", ["a JSON object with a positive number tokens_per_second; it printed nothing"]),
+        (python("print('fast')"), ["tokens_per_second; it is 'fast'"]),
+        (python("print('[1]')"), ["it is '[1]'"]),
+        (python("print('{}')"), ["it is '{}'"]),
+        (python("print('7')"), ["it is '7'"]),
+        *[
+            (python(f"print('{{\"tokens_per_second\": {value}}}')"), [f"tokens_per_second\": {value}}}'"])
+            for value in ("0", "-1", "true", "null", "NaN", "Infinity", "[3]")
+        ],
+    ],
+)
+def test_reference_mistakes(command: str, parts: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "--reference-command", command]) == 2
+    out, err = capfd.readouterr()
+    assert out == bench.HEADER + "\n" and err.startswith("error: The ") and err.count("\n") == 1
+    assert "reference command" in err and all(part in err for part in parts), err
+
+
+@pytest.mark.parametrize(
+    ("options", "part"),
+    [
+        (["--repeats=0"], "--repeats 0"),
+        (["--json=/no/such/folder/file"], "/no/such/folder"),
+        (["--threads=-1"], "threads = -1"),
+    ],
+)
+def test_mistakes(options: list[str], part: str, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", *options]) == 2
+    err = capfd.readouterr().err
+    assert err.startswith("error: ") and err.count("\n") == 1 and part in err, err
+
+
+def test_cases_are_what_a_config_allows() -> None:
+    """Every case of the tables can be made; none is run here."""
+    for case in bench.SCALING:
+        assert math.prod((case.n_layer, case.n_embd, case.population, case.tokens)) > 0
+    parser = argparse.ArgumentParser()
+    bench.add_arguments(parser)
+    options: Any = parser.parse_args([])
+    assert (options.repeats, options.engine, options.threads, options.reference_command) == (5, "auto", 0, None)

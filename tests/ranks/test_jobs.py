@@ -1,0 +1,477 @@
+"""A job of several processes computes the bits of one process, whoever dies, stops, hangs or differs in it."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from nanoegg_mlx import Config, InputError, Trainer, init_params
+from nanoegg_mlx.core import update as evolve
+from nanoegg_mlx.engines import make_engine
+from nanoegg_mlx.errors import JobError
+from nanoegg_mlx.ranks.partition import members_of
+from nanoegg_mlx.ranks.score_stats import Tally, sum_of_squares
+from nanoegg_mlx.ranks.world import World, launched_backend
+from nanoegg_mlx.store import checkpoint
+from nanoegg_mlx.store.durable import Lock
+from nanoegg_mlx.store.fitness_log import read_votes
+from nanoegg_mlx.store.metrics import read_metrics
+from nanoegg_mlx.training import run
+from nanoegg_mlx.training.trainer import UpdateChoice
+from tests.jobs import TRAIN, Job, free_ports
+from tests.tiny import work_in
+from tests.traces import ENGINES, pseudo_text
+from tests.training.test_run import TIMES
+
+# Seven lanes, and five rows of validation: uneven for most numbers of ranks, and for seven some have no row.
+CONFIG = Config(
+    n_layer=1, n_embd=8, population=28, group_size=4, tokens_per_update=6, train="train.npy", valid="valid.npy",
+    checkpoints="runs", name="t", num_epochs=5, validate_every=3, validation_batch_size=5, checkpoint_every=3,
+    check_every=2, engine=ENGINES[-1],
+)  # fmt: skip
+FOLDER = Path("runs/t")
+VARIANTS = {
+    f"{engine}-{name}": CONFIG.replace(name=f"{engine}-{name}", engine=engine, **changes)
+    for engine in ENGINES
+    for name, changes in {
+        "signs": {"update": "replicated"},
+        "shares": {"update": "sharded", "num_perturbations": 12, "noise_reuse": 2, "n_layer": 2},
+        "normalised": {"update": "auto", "fast_fitness": False, "rank": 2},
+    }.items()
+}
+# Votes that might need int64.
+VARIANTS["wide"] = CONFIG.replace(name="wide", update="sharded", fast_fitness=False, rank=170)
+assert evolve.vote_dtype(VARIANTS["wide"]) == mx.int64
+ALL = """
+from pathlib import Path
+import mlx.core as mx
+from nanoegg_mlx import Config
+from nanoegg_mlx.ranks import world as distributed
+from nanoegg_mlx.training import run
+from nanoegg_mlx.ranks import partition as shares
+distributed._PIECE, shares._PIECE = 9000, 300  # so that all that travels does so in pieces
+world = distributed.join()
+print("threads", world.threads(0), world.threads(3))
+total = world.sum(mx.array([2**40 + world.rank], mx.int64), "the sum").item()
+assert total == sum(2**40 + rank for rank in range(world.size))
+for path in sorted(Path().glob("*.toml")):
+    assert run.train(Config.from_toml(path), world) == 0
+"""
+
+
+@pytest.fixture(autouse=True)
+def corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder with a small corpus, to work in."""
+    return work_in(tmp_path, monkeypatch)
+
+
+def outcome(folder: Path) -> dict[str, Any]:
+    """All that a run leaves, times and traffic aside, to the last bit."""
+    aside = {*TIMES, "wire_bytes", "sharded"}
+    opened = checkpoint.load(folder, pytest.fail)
+    return {
+        "checkpoints": {
+            f"{path.name}/{name}": (path / name).read_bytes()
+            for path in checkpoint.folders(folder)
+            for name in ("model.safetensors", "states.safetensors")
+        },
+        "best": (folder / "best").resolve().name,
+        "tokens": opened.info["tokens"],
+        "metrics": [
+            {key: line[key] for key in line if key not in aside} for line in read_metrics(folder / "metrics.jsonl")
+        ],
+        "votes": [(vote.epoch, vote.fitness.tobytes()) for vote in read_votes(folder / "votes.bin")],
+    }
+
+
+def untouched(config: Config) -> dict[str, Any]:
+    """The outcome of one process that nothing happens to."""
+    run.train(config.replace(checkpoints="peace"))
+    return outcome(Path("peace") / config.name)
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """The outcomes of the variants in one process."""
+    folder = tmp_path_factory.mktemp("alone")
+    np.save(folder / "train.npy", pseudo_text(3000, 1))
+    np.save(folder / "valid.npy", pseudo_text(400, 2))
+    places = {"train": f"{folder}/train.npy", "valid": f"{folder}/valid.npy", "checkpoints": f"{folder}/runs"}
+    outcomes = {}
+    for name, config in VARIANTS.items():
+        run.train(config.replace(**places))
+        outcomes[name] = outcome(folder / "runs" / name)
+    return outcomes
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 4, 7])
+def test_any_number_of_ranks_gives_the_same_bits(ranks: int, expected: dict[str, dict[str, Any]]) -> None:
+    # Many processes on few cores are slow, so they get one variant of each engine.
+    some = {3: ("signs", "normalised"), 4: ("normalised", "shares"), 7: ("shares", "signs")}
+    names = [*map("-".join, zip(ENGINES, some[ranks], strict=False))] if ranks in some else VARIANTS
+    variants = {name: VARIANTS[name] for name in names}
+    for name, config in variants.items():
+        Path(f"{name}.toml").write_text(config.to_toml())
+    job = Job(ranks, "-c", ALL)
+    assert job.wait(120) == [0] * ranks
+    for name, config in variants.items():
+        assert outcome(Path("runs") / name) == expected[name], name
+        lines = read_metrics(Path("runs") / name / "metrics.jsonl")[1:]
+        assert all(line["wire_bytes"] > 0 for line in lines)
+        if config.update == "auto":
+            assert [line["sharded"] for line in lines[:4]] == [False, True, False, True]
+        else:
+            assert {line["sharded"] for line in lines} == {config.update == "sharded"}
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    for rank in range(ranks):
+        assert job.said(rank).splitlines()[0] == f"threads {max(usable // ranks, 1)} 3"
+
+
+def launch(ranks: int, *options: str) -> subprocess.Popen[str]:
+    """`mlx.launch` of `nanoegg train` on this machine."""
+    script = [sys.executable, "-c", "from mlx._distributed_utils.launch import main; main()"]
+    command = [*script, "-n", str(ranks), "--backend", "ring", "-p", str(free_ports(1)[0]), "--"]
+    return subprocess.Popen(
+        [*command, sys.executable, *TRAIN, *options],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def test_mlx_launch(expected: dict[str, dict[str, Any]]) -> None:
+    name = f"{ENGINES[-1]}-signs"
+    Path("c.toml").write_text(VARIANTS[name].to_toml())
+    for ranks in (1, 4):
+        with launch(ranks, "--config=c.toml") as launcher:
+            said, _ = launcher.communicate(timeout=60)
+        assert "5 epochs in" in said and "WARN" not in said, said
+        assert said.count("epoch 5: validation") == 1  # rank 0 alone speaks
+        assert outcome(Path("runs") / name) == expected[name]
+        shutil.rmtree("runs")
+
+
+def test_a_launcher_that_is_ended() -> None:
+    """mlx.launch dies of SIGTERM without a word to the ranks, whose output then has no reader: they end in order."""
+    Path("c.toml").write_text(CONFIG.replace(num_epochs=10**6, checkpoint_every=0, validate_every=0).to_toml())
+    with launch(2, "--config=c.toml") as launcher:
+        assert launcher.stdout is not None
+        while "epoch 1:" not in (line := launcher.stdout.readline()):
+            assert line, "the job has ended"
+        launcher.terminate()
+    deadline = time.monotonic() + 30
+    while not checkpoint.folders(FOLDER)[1:] and time.monotonic() < deadline:
+        time.sleep(0.05)
+    while True:
+        try:
+            Lock(FOLDER).release()  # once rank 0 has let it go
+            break
+        except InputError:
+            assert time.monotonic() < deadline
+    done = checkpoint.load(FOLDER, pytest.fail).epoch
+    assert done >= 3 and read_metrics(FOLDER / "metrics.jsonl")[-1]["epoch"] == done
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_any_rank_ends_all_at_one_epoch(number: signal.Signals) -> None:
+    config = CONFIG.replace(num_epochs=10**6, checkpoint_every=0, validate_every=5)
+    Path("c.toml").write_text(config.to_toml())
+    job = Job(3, *TRAIN, "--config=c.toml")
+    job.wait_for("epoch 5:")
+    job.ranks[2].send_signal(number)
+    assert job.wait() == [130 if number == signal.SIGINT else 0, 0, 0]
+    assert f"Stopped by {number.name} after epoch" in job.said(0)
+    done = checkpoint.load(FOLDER, pytest.fail).epoch
+    assert done >= 5 and read_metrics(FOLDER / "metrics.jsonl")[-1]["epoch"] == done
+    job = Job(2, *TRAIN, f"--resume={FOLDER}", f"--num-epochs={done + 3}")
+    assert job.wait() == [0, 0]
+    stopped, expected = outcome(FOLDER), untouched(config.replace(num_epochs=done + 3))
+    assert expected["checkpoints"].items() <= stopped["checkpoints"].items()
+    assert all(stopped[key] == expected[key] for key in ("tokens", "metrics", "votes"))
+
+
+def test_killed_ranks(corpus: Path) -> None:
+    """SIGKILL of a random rank at a random moment: the job ends by itself, and goes on with another number of ranks."""
+    config = CONFIG.replace(num_epochs=90, checkpoint_every=4, validate_every=10, keep=2)
+    Path("c.toml").write_text(config.to_toml())
+    expected = untouched(config)
+    generator = random.Random(1)
+    killed = 0
+    for number, ranks in enumerate([3, 2, 4]):
+        job = Job(ranks, *TRAIN, f"--resume={FOLDER}" if number else "--config=c.toml")
+        job.wait_for("runs/t: ")
+        time.sleep(generator.uniform(0, 0.3))
+        victim = generator.randrange(ranks)
+        job.ranks[victim].kill()
+        codes = job.wait(30)
+        if codes[victim] == -signal.SIGKILL:  # unless it was done before
+            killed += 1
+            others = [code for rank, code in enumerate(codes) if rank != victim]
+            # A rank that was done with the last epoch has nothing to wait for.
+            assert set(others) <= {0, 3} and (3 in others or codes[0] == 0)
+            for rank, code in enumerate(codes):
+                assert code != 3 or f"error: Rank {rank} of {ranks} waited for " in job.said(rank)
+                assert "Traceback" not in job.said(rank)
+    assert killed >= 1
+    assert Job(2, *TRAIN, f"--resume={FOLDER}").wait() == [0, 0]
+    assert outcome(FOLDER) == expected
+
+
+def test_a_rank_that_hangs() -> None:
+    Path("c.toml").write_text(CONFIG.replace(num_epochs=10**6, validate_every=5, timeout=1.0).to_toml())
+    job = Job(3, *TRAIN, "--config=c.toml")
+    job.wait_for("epoch 5:")
+    job.ranks[1].send_signal(signal.SIGSTOP)
+    assert [job.ranks[rank].wait(30) for rank in (0, 2)] == [3, 3]
+    job.end()
+    waited = [f"error: rank {rank} of 3 has waited " in job.said(rank) for rank in (0, 2)]
+    # One that is a moment later may see the connection to the first one go.
+    lost = [f"error: Rank {rank} of 3 waited for the fitness of epoch " in job.said(rank) for rank in (0, 2)]
+    assert any(waited) and all(map(max, waited, lost))
+    assert "from ranks 1, 2." in job.said(0) or "from ranks 0, 1." in job.said(2)
+    assert Job(2, *TRAIN, f"--resume={FOLDER}", "--num-epochs=10").wait() == [0, 0]
+
+
+def test_a_rank_that_never_comes() -> None:
+    Path("c.toml").write_text(CONFIG.to_toml())
+    job = Job(2, *TRAIN, "--config=c.toml", "--timeout=1.5")
+    job.ranks[1].kill()
+    assert job.wait(30) == [1, -signal.SIGKILL]
+    assert "wait_for_the_other_ranks_to_start" in job.said(0)
+
+
+IN_PIECES = """
+import sys
+from nanoegg_mlx import cli
+from nanoegg_mlx.ranks import world as distributed
+from nanoegg_mlx.ranks import partition as shares
+distributed._PIECE, shares._PIECE = 9000, 300
+sys.exit(cli.main())
+"""
+
+
+def test_hosts_that_share_nothing() -> None:
+    """Only rank 0 sees the run; the others have caches of their own, and half of them another engine."""
+    config = CONFIG.replace(num_epochs=6, update="sharded", n_layer=2)
+    run.train(config.replace(num_epochs=3))
+    expected = untouched(config)
+    for name in ("train.npy", "valid.npy"):
+        shutil.copy(name, f"other-{name}")
+
+    def own(rank: int) -> list[str]:
+        if rank == 0:
+            return [f"--resume={FOLDER}"]
+        return ["--resume=elsewhere", "--train=other-train.npy", "--valid=other-valid.npy", f"--engine={ENGINES[0]}"]
+
+    job = Job(3, "-c", IN_PIECES, "train", "--num-epochs=6", own=own)
+    assert job.wait() == [0, 0, 0]
+    result = outcome(FOLDER)
+    assert not Path("elsewhere").exists() and checkpoint.load(FOLDER, pytest.fail).config.train == "train.npy"
+    for line in [*result["metrics"], *expected["metrics"]]:  # float64: its last bits are the engine's
+        line["validation_exact"] = line["validation_exact"] and round(line["validation_exact"], 10)
+    assert result == expected
+
+
+CORRUPT = """
+import sys
+import mlx.core as mx, numpy as np
+from nanoegg_mlx import cli
+from nanoegg_mlx.training import trainer as train
+accept = train.Trainer.accept
+def corrupted(trainer, epoch):
+    accept(trainer, epoch)
+    if trainer.epoch == 5 and trainer.world.rank == 1:
+        emb = np.array(trainer.params["emb"])
+        emb[200, 3] ^= 1
+        trainer.params = {**trainer.params, "emb": mx.array(emb)}
+train.Trainer.accept = corrupted
+sys.exit(cli.main())
+"""
+
+
+@pytest.mark.parametrize(("check_every", "checkpoint_every", "found"), [(2, 4, 6), (0, 4, 8)])
+def test_a_rank_that_goes_astray(check_every: int, checkpoint_every: int, found: int) -> None:
+    """One bit flips on rank 1 after epoch 5: found at the next check, or at the latest before a checkpoint."""
+    config = CONFIG.replace(num_epochs=10, check_every=check_every, checkpoint_every=checkpoint_every)
+    Path("c.toml").write_text(config.to_toml())
+    expected = untouched(config)
+    job = Job(3, "-c", CORRUPT, "train", "--config=c.toml")
+    assert job.wait() == [3, 3, 3]
+    for rank in range(3):
+        assert f"rank 1 of 3 differs from the others in the parameters of epoch {found}." in job.said(rank)
+    assert checkpoint.load(FOLDER, pytest.fail).epoch == 4
+    assert Job(2, *TRAIN, f"--resume={FOLDER}").wait() == [0, 0]
+    assert outcome(FOLDER) == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "own", "speaker", "message"),
+    [
+        ([], "--alpha=2", 0, "Rank 1 differs from rank 0 in its configuration: alpha = 2.0 (rank 0: 4.0)"),
+        ([], "--train=other.npy", 0, "Rank 1 differs from rank 0 in the content of its caches: train = "),
+        ([], "--train=none.npy", 1, "Rank 1: There is no token cache none.npy"),
+        (["--population=4"], "--population=4", 0, "The job has 2 processes, but population = 4 in groups of 4 makes 1"),
+        (["--resume=nowhere"], "--engine=mlx", 0, "There is no run to resume in nowhere"),
+    ],
+)
+def test_refusals(options: list[str], own: str, speaker: int, message: str) -> None:
+    """One rank says what is wrong, all end with code 2, and nothing is written."""
+    np.save("other.npy", pseudo_text(3000, 3))
+    Path("c.toml").write_text(CONFIG.to_toml())
+    job = Job(2, *TRAIN, *([] if "--resume=nowhere" in options else ["--config=c.toml"]), *options,
+              own=lambda rank: [own] if rank == 1 else [])  # fmt: skip
+    assert job.wait() == [2, 2]
+    assert f"error: {message}" in job.said(speaker), job.said(0) + job.said(1)
+    assert job.said(1 - speaker) == "" and not Path("runs").exists()
+
+
+def test_branches(corpus: Path) -> None:
+    """A branch of a job's run is that of one process's; only rank 0 needs to see the source."""
+    config = CONFIG.replace(num_epochs=6)
+    run.train(config)
+    run.branch(FOLDER, 3, {"name": "alone"})
+    run.branch(FOLDER, 2, {"name": "votes"})
+    for name, source in (("alone", "runs/t@3"), ("votes", "runs/t@2")):
+        job = Job(2, *TRAIN, f"--name={name}",
+                  own=lambda rank, source=source: [f"--branch={source if rank == 0 else 'elsewhere@1'}"])  # fmt: skip
+        assert job.wait() == [0, 0]
+        assert outcome(Path(f"runs/{name}-2")) == outcome(Path(f"runs/{name}"))
+
+
+# Without processes.
+
+
+class Part(World):
+    """One of several ranks, for what needs no messages."""
+
+    def __init__(self, rank: int, size: int) -> None:
+        super().__init__()
+        self.rank, self.size = rank, size
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("fast", [True, False])
+def test_votes_by_shares_sum_to_the_update(engine: str, fast: bool) -> None:
+    config = CONFIG.replace(engine=engine, fast_fitness=fast, num_perturbations=8, n_layer=2, chunk=6)
+    params, hot = init_params(config), make_engine(config)
+    fitness = np.random.default_rng(0).integers(*((-1, 2) if fast else (-127, 128)), 14).astype(np.int8)
+    for size in (1, 3, 7):
+        Z = {name: mx.zeros(value.shape, evolve.vote_dtype(config)) for name, value in params.items()}
+        for rank in range(size):
+            members = members_of(config, Part(rank, size))
+            some = hot.votes(params, fitness, range(members.start // 2, members.stop // 2), 5)
+            assert all(some[name].dtype == evolve.vote_dtype(config) for name in params)
+            Z = {name: Z[name] + some[name] for name in params}
+        moved, expected = evolve.step(params, Z, config, 5), hot.update(params, fitness, 5)
+        assert all(np.array_equal(np.array(moved[name]), np.array(expected[name])) for name in params)
+    nothing = hot.votes(params, fitness, range(4, 4), 5)
+    assert not any(np.array(value).any() for value in nothing.values())
+
+
+def test_shares_cover_everything_once() -> None:
+    for count in (0, 1, 5, 7, 28):
+        for size in (1, 2, 3, 4, 7):
+            shares = [Part(rank, size).share(count) for rank in range(size)]
+            assert [i for share in shares for i in share] == list(range(count))
+            assert max(map(len, shares)) - min(map(len, shares)) <= 1
+            assert shares == [Part(0, size).share(count, rank) for rank in range(size)]
+    with pytest.raises(InputError, match="start at most 7"):
+        members_of(CONFIG, Part(0, 8))
+
+
+def test_a_tally_is_the_same_for_any_parts() -> None:
+    scores = np.random.default_rng(1).integers(-(2**31), 2**31, 1001).astype(np.int32)
+    whole = Tally.of(scores)
+    parts = [Tally.unpack(Tally.of(part).pack()) for part in np.array_split(scores, 4)]
+    assert Tally.sum([*parts[::-1], Tally.of(scores[:0])]) == whole
+    exact = scores.astype(object)
+    assert (whole.count, whole.total, whole.squares) == (1001, exact.sum(), (exact**2).sum())
+    assert (whole.least, whole.most) == (scores.min(), scores.max())
+    assert whole.mean == exact.sum() / 1001 and whole.std == pytest.approx(scores.astype(float).std(), rel=1e-12)
+    assert Tally.of(np.full(5, -3)).std == 0
+    assert sum_of_squares(np.full(9, -(2**31))) == 9 * 2**62
+    result = Trainer(CONFIG, pseudo_text(3000, 1)).step()
+    assert result.tally == Tally.of(result.scores)
+    assert (result.loss_min, result.loss_max) == (result.losses.min(), result.losses.max())
+    assert result.loss_mean == pytest.approx(result.losses.mean(), rel=1e-14)
+
+
+def test_the_choice_of_update() -> None:
+    def choices(wanted: str, ranks: int, seconds: list[float]) -> list[bool]:
+        choice, chosen = UpdateChoice(wanted, ranks), []
+        for before in seconds:
+            choice.heard(before)
+            chosen.append(choice.sharded)
+        return chosen
+
+    trials = [False, True, False, True]
+    assert choices("auto", 2, [0, 9, 1, 3, 2, 0, 0]) == [*trials, True, True, True]
+    assert choices("auto", 2, [0, 9, 1, 2, 3, 0, 0]) == [*trials, False, False, False]
+    assert choices("auto", 1, [0] * 6) == [False] * 6
+    assert choices("sharded", 2, [0] * 3) == [True] * 3
+    assert choices("replicated", 2, [0] * 3) == [False] * 3
+
+
+def test_who_was_launched(corpus: Path) -> None:
+    (corpus / "hosts").write_text('[["127.0.0.1:1"]]\n')
+    (corpus / "none").write_text("\n")
+    ring = {"MLX_RANK": "0", "MLX_HOSTFILE": "hosts"}
+    assert launched_backend({}) is None
+    assert launched_backend(ring) == "ring"
+    assert launched_backend({**ring, "MLX_HOSTFILE": "none"}) is None
+    assert launched_backend({"MLX_RANK": "1", "NCCL_HOST_IP": "10.0.0.1", "MLX_WORLD_SIZE": "2"}) == "nccl"
+    assert launched_backend({"MLX_RANK": "1", "MLX_IBV_DEVICES": "f", "MLX_JACCL_COORDINATOR": "a:1"}) == "jaccl"
+    assert launched_backend({"OMPI_COMM_WORLD_SIZE": "4"}) == "mpi" and launched_backend({"PMI_SIZE": "1"}) is None
+    with pytest.raises(InputError, match="MLX_HOSTFILE"):
+        launched_backend({**ring, "MLX_HOSTFILE": "missing"})
+
+
+def test_a_damaged_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A ring that falls apart has delivered garbage before it raised: nothing of that is taken for a score."""
+
+    class Group:
+        def rank(self) -> int:
+            return 0
+
+        def size(self) -> int:
+            return 2
+
+    def gather(mine: mx.array, group: Group) -> mx.array:
+        theirs = np.array(mine)
+        theirs[at] ^= flip
+        return mx.concatenate([mine, mx.array(theirs)])
+
+    monkeypatch.setattr(mx.distributed, "all_gather", gather)
+    at, flip = 0, 0
+    world = World(Group())  # type: ignore[arg-type]
+    message = np.arange(10, dtype=np.uint8)
+    before = world.sent
+    assert np.array_equal(world.gather(message, "x"), np.stack([message, message]))
+    assert world.sent == before + 14  # with a checksum of 4
+    for at in range(14):
+        flip = 1 << (at % 8)
+        with pytest.raises(JobError, match="waited for the fitness, but got it damaged from rank 1"):
+            world.gather(message, "the fitness")
+
+
+def test_one_process_is_a_world_without_messages() -> None:
+    world = World()
+    array = np.arange(6).reshape(3, 2)
+    assert world.gather_shares(array, 3, "x") is array and world.share(3) == range(3)
+    assert world.together(lambda: 5, "x") == world.on_root(lambda: 5, "x") == world.tell(5, "x") == 5
+    world.agree(asdict(CONFIG), "x")
+    world.compare(lambda: pytest.fail("nothing to compare"), "x")
+    assert (world.sent, world.threads(0), world.threads(2)) == (0, 0, 2)

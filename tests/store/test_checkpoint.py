@@ -1,0 +1,108 @@
+"""Checkpoints: what is saved comes back bit for bit, damage is named and passed over, nothing is overwritten."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from nanoegg_mlx import Config, InputError, Trainer
+from nanoegg_mlx.store import checkpoint
+from nanoegg_mlx.store.durable import sha256_of
+from tests.traces import pseudo_text
+
+CONFIG = Config(n_layer=2, n_embd=8, population=4, tokens_per_update=5, keep=2, name="t")
+
+
+@pytest.fixture
+def trainer() -> Trainer:
+    trainer = Trainer(CONFIG, pseudo_text(300, 1))
+    trainer.step()
+    return trainer
+
+
+def test_round_trip(tmp_path: Path, trainer: Trainer) -> None:
+    folder = checkpoint.save(tmp_path, trainer, {"validation": 7.5})
+    assert folder.name == "epoch-00000001"
+    for path in (folder, tmp_path, tmp_path / "latest", tmp_path / "best"):
+        loaded = checkpoint.load(path)
+        assert (loaded.path.resolve(), loaded.config, loaded.epoch) == (folder.resolve(), CONFIG, 1)
+        assert loaded.info["validation"] == 7.5
+        assert list(loaded.params) == sorted(trainer.params)
+        for name, value in trainer.params.items():
+            assert loaded.params[name].dtype == mx.int8
+            assert np.array_equal(np.array(loaded.params[name]), np.array(value))
+        assert np.array_equal(loaded.states(), np.array(trainer.states))
+
+
+def test_the_newest_and_the_best_are_kept(tmp_path: Path, trainer: Trainer) -> None:
+    for figure in (5.0, 3.0, 4.0, None, 3.5):
+        checkpoint.save(tmp_path, trainer, {"validation": figure})
+        assert (tmp_path / "latest").resolve().name == f"epoch-{trainer.epoch:08d}"
+        trainer.step()
+    assert [path.name for path in checkpoint.folders(tmp_path)] == [f"epoch-0000000{epoch}" for epoch in (2, 4, 5)]
+    assert (tmp_path / "best").resolve().name == "epoch-00000002"
+    assert len(list(tmp_path.iterdir())) == 5
+
+
+def test_damage_is_named_and_passed_over(tmp_path: Path, trainer: Trainer) -> None:
+    older = checkpoint.save(tmp_path, trainer, {})
+    trainer.step()
+    folder = checkpoint.save(tmp_path, trainer, {})
+    whole = {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    def damaged(name: str, content: bytes | None) -> None:
+        if content is None:
+            (folder / name).unlink()
+        else:
+            (folder / name).write_bytes(content)
+        with pytest.raises(InputError, match=rf"{folder.name}.* is damaged: {name}") as caught:
+            checkpoint.load(folder)
+        said: list[str] = []
+        assert checkpoint.load(tmp_path, said.append).path == older
+        assert said == [f"{caught.value} Using the one before it, {older.name}."]
+        (folder / name).write_bytes(whole[name])
+
+    for name, content in whole.items():
+        for size in (0, len(content) // 2, len(content) - 1):
+            damaged(name, content[:size])
+        damaged(name, None)
+        for position in (0, len(content) // 3, len(content) // 2, len(content) - 1):
+            flipped = bytearray(content)
+            flipped[position] ^= 1
+            damaged(name, bytes(flipped))
+    damaged("checkpoint.json", b"[]")
+    assert checkpoint.load(tmp_path, pytest.fail).epoch == 2
+
+
+def test_where_nothing_is_whole(tmp_path: Path, trainer: Trainer) -> None:
+    for _ in range(2):
+        (checkpoint.save(tmp_path, trainer, {}) / "model.safetensors").unlink()
+        trainer.step()
+    said: list[str] = []
+    with pytest.raises(InputError, match=r"epoch-00000001 is damaged: model\.safetensors"):
+        checkpoint.load(tmp_path, said.append)
+    assert len(said) == 1
+
+
+def test_what_does_not_belong_together(tmp_path: Path, trainer: Trainer) -> None:
+    folder = checkpoint.save(tmp_path, trainer, {})
+    about = json.loads((folder / "checkpoint.json").read_text())
+    (folder / "config.toml").write_text(CONFIG.replace(n_embd=9).to_toml())
+    about["files"]["config.toml"] = sha256_of(folder / "config.toml")
+    (folder / "checkpoint.json").write_text(json.dumps({**about, "sha256": checkpoint._seal(about)}))
+    with pytest.raises(InputError, match="does not fit its config"):
+        checkpoint.load(folder)
+    (folder / "checkpoint.json").write_text(json.dumps({**about, "format": 99}))
+    with pytest.raises(InputError, match="format 99; this version reads format 2"):
+        checkpoint.load(folder)
+
+
+def test_where_there_is_none(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="holds no checkpoint"):
+        checkpoint.load(tmp_path)
+    with pytest.raises(InputError, match="no checkpoint or run folder"):
+        checkpoint.load(tmp_path / "nowhere")

@@ -1,0 +1,119 @@
+"""votes.bin and the replay of a run from it: the same bits as training, whatever the tail looks like."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from nanoegg_mlx import Config, InputError, Trainer
+from nanoegg_mlx.store.fitness_log import (
+    config_frame,
+    pack_fitness,
+    read_votes,
+    size_before,
+    start_votes,
+    unpack_fitness,
+    vote_frame,
+)
+from nanoegg_mlx.training.replay import params_at, replay
+from tests.traces import ENGINES, pseudo_text
+
+CONFIG = Config(n_layer=2, n_embd=8, population=14, tokens_per_update=5)
+TEXT = pseudo_text(600, 1)
+
+
+@pytest.mark.parametrize("pairs", [1, 4, 5, 6, 512, 1003])
+@pytest.mark.parametrize("fast", [True, False])
+def test_packing(pairs: int, fast: bool) -> None:
+    largest = 1 if fast else 127
+    fitness = np.random.default_rng(pairs).integers(-largest, largest + 1, pairs).astype(np.int8)
+    packed = pack_fitness(fitness, fast)
+    assert len(packed) == (-(-pairs // 5) if fast else pairs)
+    unpacked = unpack_fitness(packed, pairs, fast)
+    assert unpacked.dtype == np.int8 and np.array_equal(unpacked, fitness)
+    with pytest.raises(ValueError):
+        unpack_fitness(packed + b"\0", pairs, fast)
+
+
+def test_an_epoch_of_population_1024_takes_116_bytes() -> None:
+    frame = vote_frame(Config(), 3, np.ones(512, np.int8))
+    assert len(frame) == 116
+
+
+def record(path: Path, config: Config, epochs: int) -> list[dict[str, np.ndarray]]:
+    """Trains and writes votes; the parameters after 0, 1, ... epochs."""
+    trainer = Trainer(config, TEXT)
+    file = start_votes(path, config)
+    history = [{name: np.array(value) for name, value in trainer.params.items()}]
+    for epoch in range(epochs):
+        file.append(vote_frame(config, epoch, trainer.step().fitness))
+        history.append({name: np.array(value) for name, value in trainer.params.items()})
+    file.close()
+    return history
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("changes", [{}, {"fast_fitness": False, "rank": 2}, {"use_clt": False, "noise_reuse": 3}])
+def test_replay_is_the_run(tmp_path: Path, engine: str, changes: dict) -> None:
+    history = record(tmp_path / "votes.bin", CONFIG.replace(**changes), 6)
+    replayed = list(replay(tmp_path / "votes.bin", engine))
+    assert [epochs for epochs, _, _ in replayed] == [1, 2, 3, 4, 5, 6]
+    for epochs, _, params in replayed:
+        assert all(np.array_equal(np.array(params[name]), history[epochs][name]) for name in history[0])
+    _, params = params_at(tmp_path / "votes.bin", 4, engine)
+    assert all(np.array_equal(np.array(params[name]), history[4][name]) for name in history[0])
+    for epochs in (0, 7):
+        with pytest.raises(InputError, match=f"holds 6 whole epochs; epoch = {epochs} has to be from 1 to 6"):
+            params_at(tmp_path / "votes.bin", epochs, engine)
+
+
+def test_the_config_changes_on_the_way(tmp_path: Path) -> None:
+    path, other = tmp_path / "votes.bin", CONFIG.replace(population=6, alpha=0.5, fast_fitness=False)
+    record(path, CONFIG, 2)
+    first = params_at(path, 2)[1]
+    trainer = Trainer(other, TEXT, params=first, epoch=2)
+    path.write_bytes(path.read_bytes() + config_frame(other, 2))
+    assert size_before(path, 2) == path.stat().st_size  # the new config stays when nothing follows it yet
+    path.write_bytes(path.read_bytes() + vote_frame(other, 2, trainer.step().fitness))
+    assert [vote.config for vote in read_votes(path)] == [CONFIG, CONFIG, other]
+    config, params = params_at(path, 3)
+    assert config == other
+    assert all(np.array_equal(np.array(params[name]), np.array(trainer.params[name])) for name in params)
+
+
+def test_a_torn_tail_is_cut_at_every_byte(tmp_path: Path) -> None:
+    path = tmp_path / "votes.bin"
+    record(path, CONFIG, 3)
+    whole = path.read_bytes()
+    ends = [size_before(path, epoch) for epoch in range(3)] + [len(whole)]
+    assert ends == sorted(set(ends))
+    for size in range(ends[0], len(whole)):
+        path.write_bytes(whole[:size])
+        epochs = sum(end <= size for end in ends) - 1
+        assert len(list(read_votes(path))) == epochs
+        assert [size_before(path, epoch) for epoch in range(4)] == [*ends[: epochs + 1], *[None] * (3 - epochs)]
+    for position in range(ends[0], len(whole)):
+        flipped = bytearray(whole)
+        flipped[position] ^= 16
+        path.write_bytes(flipped)
+        assert len(list(read_votes(path))) == sum(end <= position for end in ends) - 1
+
+
+def test_what_is_no_votes_file(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot be read"):
+        list(read_votes(tmp_path / "none"))
+    for content in (b"", b"eggvote", b"something else"):
+        (tmp_path / "votes.bin").write_bytes(content)
+        with pytest.raises(InputError, match="not a votes file"):
+            list(read_votes(tmp_path / "votes.bin"))
+    later = vote_frame(CONFIG, 5, np.zeros(7, np.int8)) + vote_frame(CONFIG, 7, np.zeros(7, np.int8))
+    (tmp_path / "votes.bin").write_bytes(b"eggvotes" + config_frame(CONFIG, 5) + later)
+    with pytest.raises(InputError, match="epoch 6 is not where it has to be"):
+        list(read_votes(tmp_path / "votes.bin"))
+    with pytest.raises(InputError, match="begins with epoch 5"):
+        list(replay(tmp_path / "votes.bin"))
+    (tmp_path / "votes.bin").write_bytes(b"eggvotes" + later)
+    with pytest.raises(InputError, match="does not begin with a config"):
+        list(read_votes(tmp_path / "votes.bin"))

@@ -1,0 +1,289 @@
+"""Runs that are killed, starved of disk, damaged, continued and branched end with the bits of one left in peace."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from nanoegg_mlx import Config, InputError
+from nanoegg_mlx.cli import main
+from nanoegg_mlx.store import checkpoint
+from nanoegg_mlx.store.durable import Lock
+from nanoegg_mlx.store.fitness_log import read_votes
+from nanoegg_mlx.store.metrics import read_metrics
+from nanoegg_mlx.training import run
+from nanoegg_mlx.training.replay import params_at
+from tests.tiny import work_in
+from tests.traces import ENGINES, pseudo_text
+
+CONFIG = Config(
+    n_layer=1, n_embd=8, population=16, tokens_per_update=6, train="train.npy", valid="valid.npy", checkpoints="runs",
+    name="t", num_epochs=12, validate_every=5, validation_batch_size=8, checkpoint_every=4, engine=ENGINES[-1],
+)  # fmt: skip
+FOLDER = Path("runs/t")
+TIMES = ("seconds", "rss_mb", "tokens_per_second", "generate_seconds", "update_seconds", "exchange_seconds")
+
+
+@pytest.fixture(autouse=True)
+def corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder with a small corpus, to work in."""
+    return work_in(tmp_path, monkeypatch)
+
+
+def outcome(folder: Path = FOLDER) -> dict[str, Any]:
+    """All that a run computed, times aside."""
+    opened = checkpoint.load(folder, pytest.fail)
+    lines = [{key: line[key] for key in line if key not in TIMES} for line in read_metrics(folder / "metrics.jsonl")]
+    for line in lines:  # float64: its last bits are the engine's
+        line["validation_exact"] = line["validation_exact"] and round(line["validation_exact"], 10)
+    return {
+        "epoch": opened.epoch,
+        "params": {name: np.array(value).tobytes() for name, value in opened.params.items()},
+        "states": opened.states().tobytes(),
+        "metrics": lines,
+        "votes": [(vote.epoch, vote.fitness.tobytes()) for vote in read_votes(folder / "votes.bin")],
+        "kept": [path.name for path in checkpoint.folders(folder)],
+        "best": (folder / "best").resolve().name,
+        "tokens": opened.info["tokens"],
+    }
+
+
+@pytest.fixture
+def expected(corpus: Path) -> dict[str, Any]:
+    """The outcome of a run that nothing happened to."""
+    assert run.train(CONFIG) == 0
+    result = outcome()
+    shutil.rmtree("runs")
+    return result
+
+
+def test_the_untouched_run(expected: dict[str, Any]) -> None:
+    assert [line["epoch"] for line in expected["metrics"]] == list(range(13))
+    assert [line["epoch"] for line in expected["metrics"] if line["validation"]] == [0, 5, 10, 12]
+    assert [epoch for epoch, _ in expected["votes"]] == list(range(12))
+    assert expected["kept"][-3:] == ["epoch-00000004", "epoch-00000008", "epoch-00000012"]
+    assert (expected["epoch"], expected["tokens"]) == (12, 12 * 16 * 6)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_longer_run_is_the_same_run(expected: dict[str, Any], engine: str) -> None:
+    run.train(CONFIG.replace(num_epochs=5, checkpoint_every=0))
+    assert run.resume(FOLDER, {"num_epochs": 12, "checkpoint_every": 4, "engine": engine, "threads": 1}) == 0
+    result = outcome()
+    for key in ("params", "states", "metrics", "votes", "tokens"):
+        assert result[key] == expected[key]
+    assert run.resume(FOLDER, {}) == 0  # nothing left to do changes nothing
+    assert outcome() == result
+
+
+def test_fifty_kills(corpus: Path) -> None:
+    """SIGKILL at random moments of a run that writes all the time, then one that ends: the bits of an untouched run."""
+    config = CONFIG.replace(num_epochs=1000, checkpoint_every=2)
+    (corpus / "peace").mkdir()
+    for name in ("train.npy", "valid.npy"):
+        shutil.copy(name, corpus / "peace")
+    (corpus / "c.toml").write_text(config.to_toml())
+    train = [sys.executable, "-m", "nanoegg_mlx.cli", "train"]
+    subprocess.run([*train, "--config=../c.toml"], cwd=corpus / "peace", check=True, capture_output=True)
+
+    generator = random.Random(1)
+    unfinished = 0
+    for number in range(50):
+        command = [*train, f"--resume={FOLDER}"] if number else [*train, "--config=c.toml"]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL) as process:
+            assert process.stderr is not None
+            process.stderr.readline()  # it has begun
+            time.sleep(generator.uniform(0, 0.08))
+            process.kill()
+        unfinished += process.returncode == -signal.SIGKILL
+        done = checkpoint.load(FOLDER, pytest.fail).epoch if checkpoint.folders(FOLDER) else 0
+        assert done <= 1000
+    assert unfinished >= 40
+    assert subprocess.run([*train, f"--resume={FOLDER}"], capture_output=True).returncode == 0
+    assert outcome() == outcome(corpus / "peace" / FOLDER)
+    assert (FOLDER / "votes.bin").read_bytes() == (corpus / "peace" / FOLDER / "votes.bin").read_bytes()
+    assert sorted(path.name for path in FOLDER.iterdir()) == sorted(
+        path.name for path in (corpus / "peace" / FOLDER).iterdir()
+    )
+
+
+@pytest.mark.parametrize("call", ["write", "pwrite", "fsync", "rename", "replace", "symlink"])
+def test_every_failing_call(corpus: Path, call: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The n-th write, fsync or rename of a run fails, for every n: the run stops, and goes on when the disk does."""
+    config = CONFIG.replace(num_epochs=4, validate_every=2, checkpoint_every=3)
+    run.train(config)
+    expected = outcome()
+    shutil.rmtree("runs")
+    real = getattr(os, call)
+    number = 0
+    while True:
+        number += 1
+        calls = 0
+
+        def failing(*arguments: Any, **options: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls == number:  # noqa: B023
+                if call == "write":  # half of it arrives before the disk is full
+                    real(arguments[0], bytes(arguments[1])[: len(arguments[1]) // 2])
+                raise OSError(28, "No space left on device")
+            return real(*arguments, **options)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, call, failing)
+            try:
+                run.train(config)
+            except OSError as error:
+                assert error.errno == 28
+        if calls < number:
+            break
+        if (FOLDER / "config.toml").exists():
+            assert run.resume(FOLDER, {}) == 0
+            assert outcome() == expected
+        else:
+            assert not checkpoint.folders(FOLDER) if FOLDER.exists() else True
+        shutil.rmtree("runs", ignore_errors=True)
+    assert number > 3
+
+
+def test_a_full_disk_is_one_sentence(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    run.train(CONFIG.replace(num_epochs=3))
+    capsys.readouterr()
+
+    def full(*arguments: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        assert main(["train", f"--resume={FOLDER}", "--num-epochs=6"]) == 2
+    assert "error: No space left on device" in capsys.readouterr().err.splitlines()[-1]
+    assert checkpoint.load(FOLDER, pytest.fail).epoch == 3
+
+
+def test_a_damaged_checkpoint_is_passed_over(expected: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    run.train(CONFIG.replace(num_epochs=10))
+    states = FOLDER / "epoch-00000010" / "states.safetensors"
+    content = bytearray(states.read_bytes())
+    content[-1] ^= 1
+    states.write_bytes(content)
+    capsys.readouterr()
+    assert run.resume(FOLDER, {"num_epochs": 12}) == 0
+    assert "states.safetensors is not what was written" in capsys.readouterr().err
+    assert (FOLDER / "damaged-epoch-00000010-1" / "states.safetensors").read_bytes() == content
+    result = outcome()
+    assert all(result[key] == expected[key] for key in ("params", "states", "metrics", "votes"))
+
+
+def test_what_a_resumed_run_may_not_change(capsys: pytest.CaptureFixture[str]) -> None:
+    run.train(CONFIG.replace(num_epochs=2))
+    before = {path: path.read_bytes() for path in FOLDER.rglob("*") if path.is_file()}
+    with pytest.raises(InputError, match=r"alpha = 2\.0 \(it is 4\.0\), rank = 2 \(it is 1\)|rank = 2.*alpha = 2\.0"):
+        run.resume(FOLDER, {"alpha": 2.0, "rank": 2})
+    np.save("train.npy", pseudo_text(3001, 1))
+    with pytest.raises(InputError, match=r"train\.npy is not the one that runs/t was trained with"):
+        run.resume(FOLDER, {"num_epochs": 4})
+    lock = Lock(FOLDER)
+    assert main(["train", f"--resume={FOLDER}"]) == 2
+    assert f"runs/t is in use by process {os.getpid()}" in capsys.readouterr().err
+    lock.release()
+    with pytest.raises(InputError, match="no run to resume in runs"):
+        run.resume(FOLDER.parent, {})
+    after = {path: path.read_bytes() for path in FOLDER.rglob("*") if path.is_file() and path.name != ".lock"}
+    assert after == {path: content for path, content in before.items() if path.name != ".lock"}
+
+
+def test_damaged_votes_are_named() -> None:
+    run.train(CONFIG)
+    votes = FOLDER / "votes.bin"
+    votes.write_bytes(votes.read_bytes()[:-30])
+    with pytest.raises(InputError, match=r"votes\.bin is damaged: it ends before epoch 12"):
+        run.resume(FOLDER, {"num_epochs": 14})
+    votes.rename("elsewhere")
+    assert run.resume(FOLDER, {"num_epochs": 14}) == 0
+    assert [vote.epoch for vote in read_votes(votes)] == [12, 13]
+    assert run.resume(FOLDER, {"num_epochs": 15}) == 0
+
+
+def test_branches(expected: dict[str, Any]) -> None:
+    run.train(CONFIG)
+    before = outcome()
+    # With the checkpoint's states a branch that changes nothing is the run itself.
+    assert main(["train", f"--branch={FOLDER}@8", "--name=same"]) == 0
+    result = outcome(Path("runs/same"))
+    assert all(result[key] == expected[key] for key in ("params", "states", "metrics", "votes", "tokens"))
+    # From votes alone, into another population; its own votes are enough to replay it.
+    assert main(["train", f"--branch={FOLDER}@7", "--name=other", "--population=6", "--no-fast-fitness"]) == 0
+    other = Path("runs/other")
+    assert [(vote.epoch, vote.config.population) for vote in read_votes(other / "votes.bin")] == [
+        *[(epoch, 16) for epoch in range(7)],
+        *[(epoch, 6) for epoch in range(7, 12)],
+    ]
+    _, replayed = params_at(other / "votes.bin", 12)
+    kept = checkpoint.load(other, pytest.fail)
+    assert all(np.array_equal(np.array(kept.params[name]), np.array(replayed[name])) for name in replayed)
+    assert [line["epoch"] for line in read_metrics(other / "metrics.jsonl")] == list(range(13))
+    assert read_metrics(other / "metrics.jsonl")[-1]["tokens"] == 7 * 96 + 5 * 36
+    assert outcome() == before
+    for wrong in (f"{FOLDER}", f"{FOLDER}@0", f"{FOLDER}@x", f"{FOLDER}@99", "nowhere@3"):
+        assert main(["train", f"--branch={wrong}"]) == 2
+    assert main(["train", f"--branch={FOLDER}@8", "--n-embd=9"]) == 2
+
+
+def test_replay_command(capsys: pytest.CaptureFixture[str]) -> None:
+    run.train(CONFIG)
+    capsys.readouterr()
+    assert main(["replay", str(FOLDER), "--epoch=8", "-o", "model.safetensors"]) == 0
+    assert (Path("model.safetensors").read_bytes()) == (FOLDER / "epoch-00000008/model.safetensors").read_bytes()
+    replayed = mx.load("model.safetensors")
+    assert isinstance(replayed, dict) and len(replayed) == 13
+    assert main(["replay", str(FOLDER), "--verify"]) == 0
+    assert capsys.readouterr().out.count("the same bits") == len(checkpoint.folders(FOLDER))
+    assert main(["replay", str(FOLDER), "--epoch=8", "-o", "model.safetensors"]) == 2
+    assert "overwrites nothing" in capsys.readouterr().err
+    # Votes of another run do not make these parameters.
+    run.train(CONFIG.replace(seed=1))
+    shutil.copy("runs/t-2/votes.bin", FOLDER)
+    assert main(["replay", str(FOLDER), "--verify"]) == 1
+    assert "differs in" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_signals(number: signal.Signals, code: int, expected: dict[str, Any]) -> None:
+    (FOLDER.parent.parent / "c.toml").write_text(CONFIG.replace(num_epochs=10**6, checkpoint_every=0).to_toml())
+    command = [sys.executable, "-m", "nanoegg_mlx.cli", "train", "--config=c.toml"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        lines = FOLDER / "metrics.jsonl"
+        while process.poll() is None and not (lines.exists() and lines.read_bytes().count(b"\n") > 3):
+            time.sleep(0.01)
+        process.send_signal(number)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == code and f"Stopped by {number.name}" in out and "Traceback" not in err
+    opened = checkpoint.load(FOLDER, pytest.fail)
+    votes = list(read_votes(FOLDER / "votes.bin"))
+    assert opened.epoch == len(votes) == read_metrics(FOLDER / "metrics.jsonl")[-1]["epoch"] >= 3
+    assert [vote.fitness.tobytes() for vote in votes][:12] == [vote for _, vote in expected["votes"]][: len(votes)]
+
+
+def test_a_second_signal_ends_at_once() -> None:
+    script = (
+        "import os, signal; from nanoegg_mlx.training.signals import Stop\n"
+        "with Stop() as stop:\n"
+        "    assert stop.attempt(lambda: os.kill(os.getpid(), signal.SIGINT) or 1) is None\n"
+        "    assert stop.signal == signal.SIGINT\n"
+        "    print('one', flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    print('two', flush=True)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert ended.stdout == "one\n" and ended.returncode == -signal.SIGTERM
