@@ -39,11 +39,11 @@ class Display:
         self.validation: float | None = None
         self.printed = float("-inf")
 
-    def say(self, text: str) -> None:
+    def message(self, text: str) -> None:
         """A line that stays, above the bar."""
         self.bar.write(text, file=sys.stderr)
 
-    def epoch(self, line: Record) -> None:
+    def record(self, line: Record) -> None:
         """Shows a line of the metrics."""
         validation = line["validation"]
         if validation is not None:
@@ -59,9 +59,9 @@ class Display:
                 self._print(line)
         if validation is not None:
             exact = line["validation_exact"]
-            self.say(f"epoch {line['epoch']}: validation {validation:.4f} bits per byte (exact {exact:.4f})")
+            self.message(f"epoch {line['epoch']}: validation {validation:.4f} bits per byte (exact {exact:.4f})")
         if "sample" in line:
-            self.say("\n".join(f"  | {text}" for text in line["sample"].split("\n")))
+            self.message("\n".join(f"  | {text}" for text in line["sample"].split("\n")))
 
     def _draw(self, line: Record) -> None:
         columns = _columns()
@@ -78,7 +78,7 @@ class Display:
         self.printed = time.monotonic()
         left = (self.printed - self.started) / max(line["epoch"] - self.begun, 1) * (self.last_epoch - line["epoch"])
         figures = [f"loss {line['loss_mean']:.3f}", _rate(line), f"{tqdm.format_interval(left)} left", *_details(line)]
-        self.say(f"epoch {line['epoch']}: {', '.join(figures)}")
+        self.message(f"epoch {line['epoch']}: {', '.join(figures)}")
 
     def close(self) -> None:
         """Removes the bar."""

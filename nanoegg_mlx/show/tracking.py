@@ -172,7 +172,10 @@ class Tracking:
             except Exception as error:
                 self._failed(name, error)
 
-    def log(self, line: Record) -> None:
+    def message(self, text: str) -> None:
+        pass
+
+    def record(self, line: Record) -> None:
         """Tells all trackers a line of the metrics."""
         for name, tracker in list(self._trackers.items()):
             try:

@@ -1,0 +1,2 @@
+from nanoegg_mlx.show.panels import add_arguments, run
+HELP = "x"

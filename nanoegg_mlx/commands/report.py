@@ -1,0 +1,2 @@
+from nanoegg_mlx.show.report import add_arguments, run
+HELP = "x"
