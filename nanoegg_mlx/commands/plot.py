@@ -1,2 +1,1 @@
-from nanoegg_mlx.show.panels import add_arguments, run
 HELP = "x"

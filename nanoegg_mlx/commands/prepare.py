@@ -1,2 +1,1 @@
-from data_prep.__main__ import add_arguments, run
 HELP = "x"
