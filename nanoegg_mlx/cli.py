@@ -21,19 +21,20 @@ import numpy as np
 from tqdm import tqdm
 
 import data_prep.__main__ as prepare
-from nanoegg_mlx.config import TABLES, Config, describe_range
+from nanoegg_mlx.commands import baseline, bench, plot, report, sample
+from nanoegg_mlx.commands import inspect as inspection
+from nanoegg_mlx.commands.options import Help, add_config_options, given_config
+from nanoegg_mlx.config import Config
 from nanoegg_mlx.core.params import Params, init_params
 from nanoegg_mlx.engines import make_engine, native_problem
 from nanoegg_mlx.errors import InputError, JobError, ToldElsewhere
-from nanoegg_mlx.measure import baselines, bench, sample
-from nanoegg_mlx.measure import inspect as inspection
+from nanoegg_mlx.measure import baselines
 from nanoegg_mlx.measure.evaluate import Evaluation, evaluate
 from nanoegg_mlx.ranks import world as distributed
-from nanoegg_mlx.show import panels as plot
-from nanoegg_mlx.show import report, tracking
+from nanoegg_mlx.show import tracking
 from nanoegg_mlx.store import checkpoint, durable
 from nanoegg_mlx.store.tokens import read_text
-from nanoegg_mlx.training import replay, run, transformer
+from nanoegg_mlx.training import replay, run
 
 
 class Parser(argparse.ArgumentParser):
@@ -76,7 +77,7 @@ def _parser() -> Parser:
     prepare.add_arguments(command)
     command.set_defaults(command=prepare.run)
 
-    command = commands.add_parser("train", help="pretrain a model", formatter_class=_Help)
+    command = commands.add_parser("train", help="pretrain a model", formatter_class=Help)
     command.description = "Trains a model into a new folder under --checkpoints; every key of the config is an option."
     command.add_argument("--config", metavar="FILE", help="TOML file; options override its keys")
     start = command.add_mutually_exclusive_group()
@@ -89,10 +90,10 @@ def _parser() -> Parser:
         choices=sorted(tracking.TRACKERS),
         help="follow the run there as well; may be given twice, and again with --resume",
     )
-    _add_config_options(command)
+    add_config_options(command)
     command.set_defaults(command=_train)
 
-    command = commands.add_parser("eval", help="bits per byte of a checkpoint", formatter_class=_Help)
+    command = commands.add_parser("eval", help="bits per byte of a checkpoint", formatter_class=Help)
     command.description = (
         "Measures a checkpoint on a token cache (.npy) or a text file: the reference's integer figure and the exact, "
         "normalised one with its standard error over documents. A text file is one document: a 0 byte and its bytes."
@@ -117,21 +118,9 @@ def _parser() -> Parser:
     command.add_argument("--json", action="store_true", help="print one JSON object")
     command.set_defaults(command=_evaluate)
 
-    command = commands.add_parser("sample", help="text from a checkpoint", formatter_class=_Help)
-    sample.add_arguments(command)
-
-    command = commands.add_parser("inspect", help="saturation of a checkpoint's weights and activations")
-    inspection.add_arguments(command)
-
-    command = commands.add_parser("baseline", help="what other models and compressors make of a text")
-    command.description = "Measures a text by other means than this project's model, in the same bits per byte."
-    kinds = command.add_subparsers(metavar="kind", required=True)
-    baselines.add_arguments(kinds)
-    kind = kinds.add_parser("transformer", help="train one on a run's batches", formatter_class=_Help)
-    transformer.add_arguments(kind)
-    kind.add_argument("--config", metavar="FILE", help="TOML file; options override its keys")
-    _add_config_options(kind)
-    kind.set_defaults(command=_transformer)
+    _add(commands, "sample", sample)
+    _add(commands, "inspect", inspection)
+    _add(commands, "baseline", baseline)
 
     command = commands.add_parser("replay", help="any epoch's parameters, from a run's votes alone")
     command.description = (
@@ -145,14 +134,9 @@ def _parser() -> Parser:
     command.add_argument("--threads", type=int, default=0, metavar="N", help="of the CPU engine (0: all usable cores)")
     command.set_defaults(command=_replay)
 
-    command = commands.add_parser("plot", help="runs drawn on one page, as PNG or SVG")
-    plot.add_arguments(command)
-
-    command = commands.add_parser("report", help="one run as a self-contained HTML page")
-    report.add_arguments(command)
-
-    command = commands.add_parser("bench", help="tokens per second, beside the machine's int8 peak")
-    bench.add_arguments(command)
+    _add(commands, "plot", plot)
+    _add(commands, "report", report)
+    _add(commands, "bench", bench)
 
     command = commands.add_parser("info", help="engine, instruction set, threads, MLX device and versions")
     command.description = "Tells what this machine would train with."
@@ -161,43 +145,14 @@ def _parser() -> Parser:
     return parser
 
 
-class _Help(argparse.HelpFormatter):
-    """Help with room for the options' names."""
-
-    def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=32)
-
-
-def _add_config_options(parser: argparse.ArgumentParser) -> None:
-    """An option for each field of Config, grouped by its TOML table."""
-    groups = {table: parser.add_argument_group(f"[{table}]") for table in TABLES}
-    for field in dataclasses.fields(Config):
-        option = "--" + field.name.replace("_", "-")
-        about = f"{field.metadata['help']}; {describe_range(field)} (default: {json.dumps(field.default)})"
-        about = about.replace("%", "%%")
-        group = groups[field.metadata["table"]]
-        if field.type == "bool":
-            action: Any = argparse.BooleanOptionalAction
-            group.add_argument(option, action=action, default=None, help=about)
-        else:
-            kind = {"int": _number(int), "float": _number(float), "str": str}[str(field.type)]
-            group.add_argument(option, type=kind, metavar=str(field.type).upper(), help=about)
-
-
-def _number(kind: type) -> Any:
-    """Parses a number; what is none is passed on, for Config to refuse with the field's range."""
-
-    def parse(text: str) -> Any:
-        try:
-            return kind(text)
-        except ValueError:
-            return text
-
-    return parse
+def _add(commands: Any, name: str, module: Any) -> None:
+    command = commands.add_parser(name, help=module.HELP)
+    module.add_arguments(command)
+    command.set_defaults(command=module.run)
 
 
 def _train(options: argparse.Namespace) -> int:
-    given = _given(options)
+    given = given_config(options)
     patience = given.get("timeout")
     world = distributed.join(patience if isinstance(patience, float) else distributed.TIMEOUT)
 
@@ -219,19 +174,6 @@ def _train(options: argparse.Namespace) -> int:
     if not source or not epochs.isdecimal() or int(epochs) < 1:
         raise InputError(f"--branch {options.branch} is not allowed; it has to be a run's folder, '@' and an epoch.")
     return run.branch(Path(source), int(epochs), given, world, options.track)
-
-
-def _transformer(options: argparse.Namespace) -> int:
-    given = _given(options)
-    config = Config.from_toml(options.config, **given) if options.config else Config(**given)
-    descent = transformer.Descent(options.learning_rate, options.momentum, options.micro_batch)
-    return transformer.train(config, descent, options.json)
-
-
-def _given(options: argparse.Namespace) -> dict[str, Any]:
-    """The config's fields that have been given as options."""
-    fields = [field.name for field in dataclasses.fields(Config)]
-    return {name: getattr(options, name) for name in fields if getattr(options, name) is not None}
 
 
 def _replay(options: argparse.Namespace) -> int:
