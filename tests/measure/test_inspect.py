@@ -166,7 +166,7 @@ def test_the_command(trained: str, capsys: pytest.CaptureFixture[str]) -> None:
 
     Path("valid.npy").unlink()
     assert main(["inspect", trained]) == 0
-    assert "valid.npy is not there" in capsys.readouterr().out
+    assert "valid.npy does not exist" in capsys.readouterr().out
     Path("note.txt").write_text("a note")
     assert main(["inspect", trained, "--text=note.txt", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["text"] == "note.txt"
@@ -176,14 +176,16 @@ def test_the_command(trained: str, capsys: pytest.CaptureFixture[str]) -> None:
     ("options", "parts"),
     [
         (["--text=none.txt"], ["none.txt cannot be read"]),
-        (["--rows=0"], ["--rows 0", "at least 1"]),
-        (["--tokens=-3"], ["--tokens -3", "at least 1"]),
-        (["--rows=201"], ["400 tokens", "1 to 200"]),
+        (["--rows=0"], ["--rows is 0", "at least 1"]),
+        (["--tokens=-3"], ["--tokens is -3", "at least 1"]),
+        (["--rows=201"], ["--rows is 201", "400 tokens", "1 to 200"]),
+        (["--text=short.npy"], ["short.npy has fewer than 2 tokens"]),
         (["--text=tiny.txt"], ["the byte 195", "vocab_size = 128"]),
     ],
 )
 def test_mistakes(trained: str, capsys: pytest.CaptureFixture[str], options: list[str], parts: list[str]) -> None:
     Path("tiny.txt").write_text("é", encoding="utf-8")
+    np.save("short.npy", np.zeros(1, np.uint8))
     capsys.readouterr()
     assert main(["inspect", trained, *options]) == 2
     out, err = capsys.readouterr()

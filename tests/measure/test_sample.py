@@ -81,7 +81,7 @@ def test_the_distribution(sampling: Sampling) -> None:
 
 
 @pytest.mark.parametrize("draw", [0, 1, 2**64 - 1, 2**63, 123456789 << 30])
-def test_a_draw_lands_where_the_cumulative_weights_say(draw: int) -> None:
+def test_a_draw_selects_by_cumulative_weights(draw: int) -> None:
     weight = weights(LOGITS, Sampling())
     place = Fraction(draw, 2**64) * int(weight.sum())
     below = np.append(0, np.cumsum(weight)).tolist()
@@ -195,7 +195,7 @@ def test_a_prompt_outside_the_vocabulary() -> None:
     config = CONFIG.replace(vocab_size=100)
     params = init_params(config)
     assert max(take(50, params, config, b"ABC")) < 100
-    with pytest.raises(InputError, match="byte 122, but vocab_size = 100 allows 0 to 99"):
+    with pytest.raises(InputError, match="byte of the prompt is 122; it must be at most 99 with vocab_size = 100"):
         generate(params, config, b"ABz")
 
 
@@ -284,14 +284,14 @@ def test_a_document_ends_at_a_0_byte(trained: str, capfdbinary: pytest.CaptureFi
 @pytest.mark.parametrize(
     ("options", "parts"),
     [
-        (["--temperature=-1"], ["temperature = -1.0", "at least 0"]),
-        (["--temperature=nan"], ["temperature = nan"]),
-        (["--temperature=inf"], ["temperature = inf"]),
-        (["--top-k=-1"], ["top_k = -1", "at least 0"]),
-        (["--min-p=1.5"], ["min_p = 1.5", "from 0 to 1"]),
-        (["--seed=-1"], ["seed = -1", "18446744073709551615"]),
-        (["--tokens=-1"], ["--tokens -1", "at least 0"]),
-        (["--count=0"], ["--count 0", "at least 1"]),
+        (["--temperature=-1"], ["temperature", "-1.0", "at least 0"]),
+        (["--temperature=nan"], ["temperature", "nan"]),
+        (["--temperature=inf"], ["temperature", "inf"]),
+        (["--top-k=-1"], ["top_k", "-1", "at least 0"]),
+        (["--min-p=1.5"], ["min_p", "1.5", "from 0 to 1"]),
+        (["--seed=-1"], ["seed", "-1", "18446744073709551615"]),
+        (["--tokens=-1"], ["--tokens is -1", "at least 0"]),
+        (["--count=0"], ["--count is 0", "at least 1"]),
         (["--tokens=many"], ["--tokens", "many"]),
     ],
 )
