@@ -2,7 +2,8 @@
 
 Field names are flat (`Config(seed=0, n_layer=2)`); in a TOML file they stand in the tables [model], [evolution],
 [data] and [run]. Each field carries its table, its help text with the unit, and its allowed range, and the
-command line's options are made from the same three. Defaults are the reference's (spec section 9).
+command line's options are generated from the same three. It also states whether a resumed run may change the field
+and whether the ranks of a job may differ in it. Defaults are the reference's (spec section 9).
 """
 
 from __future__ import annotations
@@ -14,16 +15,11 @@ import tomllib
 import types
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from nanoegg_mlx.errors import InputError
 
 TABLES = ("model", "evolution", "data", "run")
-HARMLESS = (
-    "num_epochs", "validate_every", "checkpoint_every", "keep", "train", "valid", "name", "checkpoints", "engine",
-    "threads", "chunk", "sample_bytes", "update", "check_every", "timeout",
-)  # fmt: skip
-"""Fields that do not decide what a run computes (`train` and `valid` name files, whose content is checked)."""
 
 
 def _field(
@@ -36,8 +32,16 @@ def _field(
     above: float | None = None,
     even: bool = False,
     choices: tuple[str, ...] | None = None,
+    may_change: bool = False,
+    per_rank: bool = False,
 ) -> Any:
-    """A dataclass field with its TOML table, help text and range (`above` excludes its bound, `low` does not)."""
+    """A dataclass field with its TOML table, help text and rules.
+
+    Args:
+        low, high, above: bounds; `above` excludes its value, the others include it.
+        may_change: a resumed run may have another value, since the field does not decide the results.
+        per_rank: the ranks of a job may have different values; the run records rank 0's.
+    """
     return dataclasses.field(
         default=default,
         metadata={
@@ -48,13 +52,15 @@ def _field(
             "above": above,
             "even": even,
             "choices": choices,
+            "may_change": may_change,
+            "per_rank": per_rank,
         },
     )
 
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that decides a run. Raises InputError, naming the field and its range, for a bad value."""
+    """All settings of a run. Raises InputError, naming the field and its range, for a bad value."""
 
     n_layer: int = _field("model", 6, "number of layers", low=1, high=1024)
     n_embd: int = _field("model", 256, "width of the residual stream and of a state", low=1, high=16384)
@@ -98,33 +104,75 @@ class Config:
     )
 
     tokens_per_update: int = _field("data", 100, "bytes that each member reads in an epoch", low=1)
-    train: str = _field("data", "data/minipile_train.npy", "training cache (1-D uint8 .npy)")
-    valid: str = _field("data", "data/minipile_valid.npy", "validation cache (1-D uint8 .npy)")
+    train: str = _field(
+        "data", "data/minipile_train.npy", "training cache (1-D uint8 .npy)", may_change=True, per_rank=True
+    )
+    valid: str = _field(
+        "data", "data/minipile_valid.npy", "validation cache (1-D uint8 .npy)", may_change=True, per_rank=True
+    )
 
-    name: str = _field("run", "run", "name of the run's folder; a number is added if it exists")
-    checkpoints: str = _field("run", "checkpoints", "folder that holds the runs' folders")
-    num_epochs: int = _field("run", 1000, "epochs (updates) to train for", low=0)
-    validate_every: int = _field("run", 10, "epochs between validations (0: only at the end)", low=0)
+    name: str = _field(
+        "run", "run", "name of the run's folder; a number is added if it exists", may_change=True, per_rank=True
+    )
+    checkpoints: str = _field(
+        "run", "checkpoints", "folder that holds the runs' folders", may_change=True, per_rank=True
+    )
+    num_epochs: int = _field("run", 1000, "epochs (updates) to train for", low=0, may_change=True)
+    validate_every: int = _field("run", 10, "epochs between validations (0: only at the end)", low=0, may_change=True)
     validation_batch_size: int = _field(
         "run", 1024, "rows that the validation set is cut into, scored in parallel", low=1
     )
-    sample_bytes: int = _field("run", 0, "bytes of a sample that each validation shows in the log (0: none)", low=0)
-    checkpoint_every: int = _field("run", 100, "epochs between checkpoints (0: only at the end)", low=0)
-    keep: int = _field("run", 3, "newest checkpoints that are kept, beside the best on validation", low=1)
-    engine: str = _field("run", "auto", "which code scores and updates", choices=("auto", "mlx", "cpu"))
-    threads: int = _field("run", 0, "threads of the CPU engine (0: all usable cores)", low=0, high=4096)
-    chunk: int = _field("run", 0, "members scored at a time, which bounds memory (0: chosen)", low=0, high=2**30)
+    sample_bytes: int = _field(
+        "run", 0, "bytes of a sample that each validation shows in the log (0: none)", low=0, may_change=True
+    )
+    checkpoint_every: int = _field(
+        "run", 100, "epochs between checkpoints (0: only at the end)", low=0, may_change=True
+    )
+    keep: int = _field(
+        "run",
+        3,
+        "newest checkpoints that are kept, beside the best on validation",
+        low=1,
+        may_change=True,
+        per_rank=True,
+    )
+    engine: str = _field(
+        "run", "auto", "which code scores and updates", choices=("auto", "mlx", "cpu"), may_change=True, per_rank=True
+    )
+    threads: int = _field(
+        "run", 0, "threads of the CPU engine (0: all usable cores)", low=0, high=4096, may_change=True, per_rank=True
+    )
+    chunk: int = _field(
+        "run",
+        0,
+        "members scored at a time, which bounds memory (0: chosen)",
+        low=0,
+        high=2**30,
+        may_change=True,
+        per_rank=True,
+    )
     update: str = _field(
         "run",
         "auto",
         "in a job of several processes, whether each sums all votes or a share of them (auto: what is measured faster)",
         choices=("auto", "replicated", "sharded"),
+        may_change=True,
     )
     check_every: int = _field(
-        "run", 100, "epochs between comparisons of the processes' parameters (0: only with checkpoints)", low=0
+        "run",
+        100,
+        "epochs between comparisons of the processes' parameters (0: only with checkpoints)",
+        low=0,
+        may_change=True,
     )
     timeout: float = _field(
-        "run", 60.0, "seconds beyond the expected that a process waits for the others", above=0, high=86400
+        "run",
+        60.0,
+        "seconds beyond the expected that a process waits for the others",
+        above=0,
+        high=86400,
+        may_change=True,
+        per_rank=True,
     )
 
     def __post_init__(self) -> None:
@@ -133,11 +181,10 @@ class Config:
             object.__setattr__(self, field.name, value)
         if self.population % self.group:
             raise InputError(
-                f"population = {self.population} is not a multiple of group_size = {self.group_size}; "
-                "every lane of text is shared by one whole group."
+                f"population is {self.population}; it must be a multiple of group_size = {self.group_size}."
             )
         if not self.name or Path(self.name).name != self.name or self.name in {".", ".."}:
-            raise InputError(f"name = {self.name!r} has to be the plain name of a folder, without slashes.")
+            raise InputError(f"name is {self.name!r}; it must be a folder's name without slashes.")
 
     @property
     def pairs(self) -> int:
@@ -212,6 +259,11 @@ def from_dict(values: dict[str, Any]) -> Config:
     return Config(**values)
 
 
+def fields_marked(mark: Literal["may_change", "per_rank"]) -> tuple[str, ...]:
+    """The names of the fields whose metadata has this mark (`_field` defines the marks)."""
+    return tuple(field.name for field in dataclasses.fields(Config) if field.metadata[mark])
+
+
 def _field_named(name: str, where: str) -> dataclasses.Field[Any]:
     fields = {field.name: field for field in dataclasses.fields(Config)}
     if name not in fields:
@@ -228,7 +280,7 @@ def _checked(field: dataclasses.Field[Any], value: Any) -> Any:
     """The value as the field's plain Python type, or InputError."""
     kind = str(field.type)
     allowed = describe_range(field)
-    problem = InputError(f"{field.name} = {value!r} is not allowed; it has to be {allowed}.")
+    problem = InputError(f"{field.name} is {value!r}; it must be {allowed}.")
     if kind == "bool":
         if not isinstance(value, bool):
             raise problem

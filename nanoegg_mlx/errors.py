@@ -1,4 +1,4 @@
-"""The exceptions that the command line turns into one sentence: a user's mistake, and a job that lost a rank."""
+"""The exceptions that the command line turns into one sentence: bad input, and a job that lost a rank."""
 
 from collections.abc import Mapping
 
@@ -10,21 +10,21 @@ class InputError(ValueError):
     """
 
 
-class ToldElsewhere(InputError):
-    """Bad input that another rank of the job reports (distributed.py); this process ends without a word."""
+class ReportedElsewhere(InputError):
+    """Bad input that another rank of the job reports; this process exits without a message."""
 
 
 class JobError(RuntimeError):
-    """A rank of the job was lost, or computes something else. The newest checkpoint stands; exit code 3."""
+    """A rank of the job was lost, or its results differ. The newest checkpoint is valid; the exit code is 3."""
 
 
 def check_settings(settings: object, rules: Mapping[str, tuple[bool, str]]) -> None:
-    """Raises InputError for the first attribute that does not hold to its rule.
+    """Raises InputError for the first attribute that breaks its rule.
 
     Args:
         settings: the object that has the attributes.
-        rules: name -> whether its value is allowed, and what is.
+        rules: name -> whether its value is allowed, and a description of the allowed values.
     """
     for name, (good, allowed) in rules.items():
         if not good:
-            raise InputError(f"{name} = {getattr(settings, name)!r} is not allowed; it has to be {allowed}.")
+            raise InputError(f"{name} is {getattr(settings, name)!r}; it must be {allowed}.")

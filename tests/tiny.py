@@ -1,7 +1,8 @@
-"""A tiny run to look at: trained within a second, with everything that a run's folder has."""
+"""Runs for tests: started as `nanoegg train` starts them, and a tiny one with everything that a run's folder has."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,26 @@ import numpy as np
 import pytest
 
 from nanoegg_mlx import Config
-from nanoegg_mlx.training import run
+from nanoegg_mlx.commands.train import observers
+from nanoegg_mlx.ranks.world import World
+from nanoegg_mlx.training.launch import BranchedRun, NewRun, ResumedRun, launch
+from nanoegg_mlx.training.recorder import Outcome
 from tests.traces import ENGINES, pseudo_text
+
+
+def train(config: Config, world: World | None = None, track: Sequence[str] = ()) -> Outcome | None:
+    """Trains a new run."""
+    return launch(NewRun(config), world, observers(track))
+
+
+def resume(folder: Path, changes: Mapping[str, Any], track: Sequence[str] = ()) -> Outcome | None:
+    """Resumes a run."""
+    return launch(ResumedRun(folder, changes), observe=observers(track))
+
+
+def branch(source: Path, epoch: int, changes: Mapping[str, Any]) -> Outcome | None:
+    """Trains a branch of a run."""
+    return launch(BranchedRun(source, epoch, changes), observe=observers(()))
 
 
 def work_in(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -37,5 +56,5 @@ def tiny_config(folder: Path, **changes: Any) -> Config:
 def tiny_run(folder: Path, track: tuple[str, ...] = (), **changes: Any) -> Path:
     """Trains it and returns the run's folder."""
     config = tiny_config(folder, **changes)
-    assert run.train(config, track=track) == 0
+    train(config, track=track)
     return Path(config.checkpoints) / config.name

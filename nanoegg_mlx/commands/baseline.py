@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
+import sys
+from functools import partial
 
 import numpy as np
 
@@ -12,7 +15,7 @@ from nanoegg_mlx.config import Config
 from nanoegg_mlx.errors import InputError
 from nanoegg_mlx.measure.baselines import BASELINES, ORDERS, NGram
 from nanoegg_mlx.store.tokens import load_tokens, read_text
-from nanoegg_mlx.training.transformer import Descent, train
+from nanoegg_mlx.training import transformer
 
 HELP = "bits per byte of a text by other models and compressors"
 
@@ -50,7 +53,7 @@ def _add_transformer_arguments(parser: argparse.ArgumentParser) -> None:
         "an option; population and group_size set the number of lanes."
     )
     group = parser.add_argument_group("gradient descent")
-    default = Descent()
+    default = transformer.Descent()
     group.add_argument(
         "--learning-rate", type=float, default=default.learning_rate, metavar="X", help="(default: %(default)s)"
     )
@@ -63,20 +66,32 @@ def _add_transformer_arguments(parser: argparse.ArgumentParser) -> None:
         help="windows in memory at a time, whose gradients are added up (default: %(default)s)",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object at the end")
-    parser.add_argument("--config", metavar="FILE", help="TOML file; options override its keys")
     add_config_options(parser)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Measures a text, or trains the transformer, and prints the figures."""
+    """Measures a text, or trains the transformer, and prints the figures. Returns 130 after Ctrl-C, else 0."""
     if options.kind == "transformer":
-        given = given_config(options)
-        config = Config.from_toml(options.config, **given) if options.config else Config(**given)
-        return train(config, Descent(options.learning_rate, options.momentum, options.micro_batch), options.json)
-    return _measure(options.kind, options.text, getattr(options, "train", None), options.json)
+        return _train(options)
+    _measure(options.kind, options.text, getattr(options, "train", None), options.json)
+    return 0
 
 
-def _measure(name: str, text: str, train: str | None, as_json: bool) -> int:
+def _train(options: argparse.Namespace) -> int:
+    given = given_config(options)
+    config = Config.from_toml(options.config, **given) if options.config else Config(**given)
+    descent = transformer.Descent(options.learning_rate, options.momentum, options.micro_batch)
+    outcome = transformer.train(config, descent, partial(print, file=sys.stderr))
+    last = outcome.validation
+    if options.json:
+        print(json.dumps({"run": str(outcome.folder), "parameters": outcome.parameters, **(last or {})}))
+    elif last:
+        figure = f"{last['validation']:.4f} bits per byte of the validation set"
+        print(f"{outcome.folder}: {figure} after {last['epoch']} epochs")
+    return 130 if outcome.stopped == signal.SIGINT else 0
+
+
+def _measure(name: str, text: str, train: str | None, as_json: bool) -> None:
     tokens = _not_empty(read_text(text), text)
     if train:
         counted = _not_empty(load_tokens(train), train)
@@ -90,7 +105,6 @@ def _measure(name: str, text: str, train: str | None, as_json: bool) -> int:
         print(json.dumps(about))
     else:
         print(f"{text}: {len(tokens):,} bytes\n  {name:<10} {figure:8.4f} bits per byte   {method}")
-    return 0
 
 
 def _not_empty(tokens: np.ndarray, path: str) -> np.ndarray:

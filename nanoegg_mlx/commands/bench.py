@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from nanoegg_mlx.commands.options import add_engine_options
 from nanoegg_mlx.config import Config
 from nanoegg_mlx.core.params import init_params
 from nanoegg_mlx.errors import InputError
@@ -30,8 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--scaling", action="store_true", help="population, tokens and layers, instead of the main cases"
     )
     parser.add_argument("--repeats", type=int, default=5, metavar="N", help="epochs a case, medians count (default: 5)")
-    parser.add_argument("--engine", choices=("auto", "mlx", "cpu"), default="auto", help="(default: auto)")
-    parser.add_argument("--threads", type=int, default=0, metavar="N", help="of the CPU engine (0: all usable cores)")
+    add_engine_options(parser)
     parser.add_argument(
         "--reference-command",
         metavar="COMMAND",

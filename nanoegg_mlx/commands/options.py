@@ -1,25 +1,32 @@
-"""Options that commands share: one for each field of Config, and the layout of the help text."""
+"""Options that several commands share: the config's fields, and a parser with one-sentence errors."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
 import json
-from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 from nanoegg_mlx.config import TABLES, Config, describe_range
 
 
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one sentence, like those of the commands."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message} (see `{self.prog} --help`)\n")
+
+
 class Help(argparse.HelpFormatter):
-    """Help with a wider column for the names of the options."""
+    """Help with room for long option names."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=32)
 
 
 def add_config_options(parser: argparse.ArgumentParser) -> None:
-    """Adds an option for each field of Config, grouped by its TOML table. The default of each is None."""
+    """Adds --config FILE, and an option for each field of Config, grouped by its TOML table."""
+    parser.add_argument("--config", metavar="FILE", help="TOML file; options override its keys")
     groups = {table: parser.add_argument_group(f"[{table}]") for table in TABLES}
     for field in dataclasses.fields(Config):
         option = "--" + field.name.replace("_", "-")
@@ -30,18 +37,24 @@ def add_config_options(parser: argparse.ArgumentParser) -> None:
             action: Any = argparse.BooleanOptionalAction
             group.add_argument(option, action=action, default=None, help=about)
         else:
-            kind: Any = {"int": _number(int), "float": _number(float), "str": str}[str(field.type)]
+            kind = {"int": _number(int), "float": _number(float), "str": str}[str(field.type)]
             group.add_argument(option, type=kind, metavar=str(field.type).upper(), help=about)
 
 
 def given_config(options: argparse.Namespace) -> dict[str, Any]:
-    """Returns the Config fields that the command line sets, by name."""
+    """The config's fields that were given as options."""
     fields = [field.name for field in dataclasses.fields(Config)]
     return {name: getattr(options, name) for name in fields if getattr(options, name) is not None}
 
 
-def _number(kind: type) -> Callable[[str], Any]:
-    """Returns a parser of numbers. It leaves other text as it is: Config refuses it and names the field's range."""
+def add_engine_options(parser: argparse.ArgumentParser) -> None:
+    """Adds --engine and --threads, for commands without the other config fields."""
+    parser.add_argument("--engine", choices=("auto", "mlx", "cpu"), default="auto", help="(default: auto)")
+    parser.add_argument("--threads", type=int, default=0, metavar="N", help="of the CPU engine (0: all usable cores)")
+
+
+def _number(kind: type) -> Any:
+    """Parses a number; other text is passed on, so that Config refuses it with the field's range."""
 
     def parse(text: str) -> Any:
         try:

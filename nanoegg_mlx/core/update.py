@@ -16,7 +16,6 @@ from nanoegg_mlx.config import Config
 from nanoegg_mlx.core.fixed_point import MAX_INT8, ONE, clip, exact_matmul
 from nanoegg_mlx.core.noise import LowRank, Noise, Perturbation
 from nanoegg_mlx.core.params import Params
-from nanoegg_mlx.ranks.score_stats import sum_of_squares
 
 MAX_NOISE = 86
 """Largest magnitude of a perturbation's draw."""
@@ -46,6 +45,13 @@ def fitness_of(differences: np.ndarray, fast: bool) -> np.ndarray:
         return np.sign(differences).astype(np.int8)
     rms = max(math.isqrt(sum_of_squares(differences) // len(differences)), 1)
     return np.clip(ONE * differences.astype(np.int64) // rms, -MAX_INT8, MAX_INT8).astype(np.int8)
+
+
+def sum_of_squares(values: np.ndarray) -> int:
+    """The exact sum of the squares of (n,) integers below 2^33 in magnitude, n at most 2^31."""
+    squares = np.square(values.astype(np.int64)).view(np.uint64)
+    # The sum could overflow 64 bits; the sums of the high and of the low halves cannot.
+    return (int((squares >> np.uint64(32)).sum()) << 32) + int((squares & np.uint64(0xFFFFFFFF)).sum())
 
 
 def alpha_at(config: Config, epoch: int) -> float:

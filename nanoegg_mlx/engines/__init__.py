@@ -1,4 +1,4 @@
-"""Engines carry out the hot calls, score, logits and update; all give the same bits. Chosen here, nowhere else."""
+"""Engines carry out the hot calls: score, logits, votes and update. All give the same bits. Chosen here only."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from nanoegg_mlx.errors import InputError
 
 
 class Engine(Protocol):
-    """Three functions and a name."""
+    """Four functions and a name."""
 
     name: str
 
@@ -29,29 +29,28 @@ class Engine(Protocol):
         states: np.ndarray,
         exact: bool = False,
     ) -> Scored:
-        """Lets each member read its tokens, under its own perturbation of `params`.
+        """Scores each member on its tokens, under its own perturbation of `params`.
 
         Args:
             params: leaf name -> int8 array.
             members: consecutive members, starting at an even one and ending after an odd one.
-            epoch: whose noise perturbs the members; None for the unperturbed model, where a "member" is any
-                row of text.
+            epoch: selects the noise; None for the unperturbed model, where a "member" is any row of text.
             inputs, targets: (len(members), T) uint8.
             states: (len(members), L, D) int8.
-            exact: whether each target's normalised code length is asked for too.
+            exact: whether to return each target's normalised code length too.
 
         Returns:
-            Scores, new states and, with `exact`, code lengths; the arguments are left as they were.
+            Scores, new states and, with `exact`, code lengths. The arguments are not changed.
         """
         ...
 
     def logits(self, params: Params, inputs: np.ndarray, states: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """What the unperturbed model says about the byte after each one it reads, for rows of text.
+        """The unperturbed model's predictions of the byte after each input byte, for rows of text.
 
         Args:
             params: leaf name -> int8 array.
             inputs: (N, T) uint8.
-            states: (N, L, D) int8, left as they were.
+            states: (N, L, D) int8, not changed.
 
         Returns:
             Logits (N, T, V) int8, and the new states.
@@ -59,21 +58,21 @@ class Engine(Protocol):
         ...
 
     def update(self, params: Params, fitness: np.ndarray, epoch: int) -> Params:
-        """The parameters after an epoch in which pair p had fitness[p]; (N/2,) int8. `params` stay as they were."""
+        """The parameters after an epoch with this fitness, (N/2,) int8, one a pair. `params` are not changed."""
         ...
 
     def votes(self, params: Params, fitness: np.ndarray, pairs: range, epoch: int) -> dict[str, mx.array]:
-        """The part of an update's sums that some consecutive pairs contribute.
+        """Votes Z of consecutive pairs: their part of an update's sums.
 
         Args:
             params: for their shapes.
             fitness: (N/2,) int8, of all pairs.
-            pairs: whose votes count; may be none.
-            epoch: whose noise it is.
+            pairs: the pairs; may be empty.
+            epoch: selects the noise.
 
         Returns:
-            Leaf name -> Z of the leaf's shape, `evolve.vote_dtype`. Summed over all pairs, `evolve.step` makes of it
-            what `update` returns.
+            Leaf name -> Z of the leaf's shape, `core.update.vote_dtype`. From the sum over all pairs `core.update.step`
+            computes the result of `update`.
         """
         ...
 
@@ -82,8 +81,8 @@ def make_engine(config: Config) -> Engine:
     """The engine that `config.engine` names; `auto` is the CPU engine where MLX's default device is the CPU.
 
     Raises:
-        InputError: the CPU engine is asked for, but its extension was not built; or the environment variable
-            NANOEGG_ISA names an instruction set that it does not have here.
+        InputError: the CPU engine is requested, but its extension was not built; or the environment variable
+            NANOEGG_ISA names an instruction set that is unavailable.
     """
     name = config.engine
     if name == "auto":
@@ -91,7 +90,7 @@ def make_engine(config: Config) -> Engine:
     if name == "mlx":
         return MLXEngine(config)
     if problem := native_problem():
-        raise InputError(f"engine = 'cpu' is not to be had: {problem}")
+        raise InputError(f"engine is 'cpu', which is unavailable: {problem}")
     from nanoegg_mlx.engines.cpu import CPUEngine, instruction_sets
 
     instruction_sets()
@@ -99,7 +98,7 @@ def make_engine(config: Config) -> Engine:
 
 
 def native_problem() -> str | None:
-    """Why the CPU engine cannot be used and how to get it, in one sentence; None where it can."""
+    """The reason why the CPU engine is unavailable, and the remedy; None if it is available."""
     try:
         import nanoegg_mlx.engines._native  # noqa: F401
     except ModuleNotFoundError:
@@ -110,7 +109,7 @@ def native_problem() -> str | None:
 
 
 def missed_speed(config: Config) -> str | None:
-    """One sentence for a run that `auto` left to MLX's CPU back end only because the CPU engine is not there."""
+    """A sentence for a run that `auto` gives to MLX's CPU back end because the CPU engine is unavailable."""
     problem = native_problem()
     if config.engine != "auto" or problem is None or not _cpu_is_default():
         return None

@@ -19,11 +19,11 @@ from nanoegg_mlx.core.score import Scored, code_lengths, resident_weights, score
 from nanoegg_mlx.core.update import add_votes, step, vote_dtype
 
 _CHUNK_BYTES = 96 << 20
-"""What a chunk's noise and activations may take; the peak is a few times this while noise is generated."""
+"""Budget of a chunk's noise and activations; the peak is a few times this while noise is generated."""
 _WINDOW = 128
-"""Tokens per evaluated graph at most, so that long texts do not build endless graphs."""
+"""Most tokens in one evaluated graph; bounds the size of the graph."""
 _CPU_PRODUCTS = 2 << 30
-"""Multiply-adds per evaluated graph on a CPU, about a second: Ctrl-C is heard between two evaluations."""
+"""Multiply-adds in one evaluated graph on a CPU, about a second: Ctrl-C takes effect between two evaluations."""
 
 
 class MLXEngine:
@@ -84,7 +84,7 @@ class MLXEngine:
             state = mx.array(states[part])
             for window in spans(T, self._window(len(state))):
                 read = mx.array(inputs[part, window])
-                # Any targets will do: only scores depend on them.
+                # The targets are arbitrary: only scores depend on them.
                 _, state, columns = score_tokens(weights, {}, self.config.shift, state, read, read)
                 mx.eval(state, columns)
                 for t, column in enumerate(columns, window.start):

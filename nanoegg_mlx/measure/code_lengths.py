@@ -1,17 +1,16 @@
-"""Code lengths by document and by position in it, kept for each row of an evaluation, in memory bounded by the rows.
+"""Code lengths by document and by position in it, summed for each row of an evaluation: memory is bounded by the rows.
 
-A document is the bytes that follow a 0 byte, up to and with the 0 that ends it: what is predicted between one clearing
-of the state and the next. Rows are read side by side and cut documents; the pieces on both sides of a cut are put
-together again when all rows have been read, so that they count as the one document they are.
+A document is the bytes that follow a 0 byte, up to and including the 0 that ends it: the predictions between two resets
+of the state. Rows are read side by side and cut documents. When all rows are read, the pieces on both sides of a cut
+are joined, so that they count as one document.
 
-All sums are kept per row, in the order of its tokens, and rows are added up exactly (math.fsum) at the end: in which
-groups or processes the rows were read cannot show in a single bit.
+Sums are kept per row, in the order of its tokens, and rows are added exactly (math.fsum) at the end, so that the
+result does not depend on the groups or processes that read the rows, to the last bit.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,18 +23,21 @@ _BINS = 34
 
 @dataclass(frozen=True)
 class Position:
-    """Predictions at some distance from where their document starts."""
+    """Predictions at some distance from the start of their document."""
 
     first: int | None
-    """1 for a document's first byte; None for what a row reads before its first 0 byte, from a state that was cleared
-    in the middle of a document."""
+    """1 for a document's first byte; None for the bytes before a row's first 0 byte, where a row cuts a document: they
+    are predicted from a zero state in the middle of a document."""
     last: int | None
     bytes: int
     bits_per_byte: float
 
 
-class RowTally:
-    """What rows of text cost, in sums per row. `add` takes all rows' next tokens; `joined` puts groups together."""
+class CodeLengths:
+    """Sums of the code lengths of each row of a text.
+
+    Every attribute is an array with one entry a row, so that the rows of several processes can be concatenated.
+    """
 
     def __init__(self, rows: int) -> None:
         self.scores = np.zeros(rows, np.int64)
@@ -43,21 +45,21 @@ class RowTally:
         self.tokens = np.zeros(rows, np.int64)
         self.bits = np.zeros(rows)
         self.started = np.zeros(rows, bool)
-        """Whether a 0 byte has been read."""
+        """Whether the row has read a 0 byte."""
         self.before = np.zeros((rows, 2))
-        """(bits, bytes) of the piece before the first 0 byte, once there was one."""
+        """(bits, bytes) of the piece before the first 0 byte, after that byte was read."""
         self.open = np.zeros((rows, 2))
-        """(bits, bytes) of the piece that is being read."""
+        """(bits, bytes) of the last piece, which may continue."""
         self.sums = np.zeros((rows, 6))
         """Over documents that lie within the row: 1, bits, bytes, bits^2, bits * bytes, bytes^2."""
         self.position_bits = np.zeros((rows, _BINS))
         self.position_bytes = np.zeros((rows, _BINS), np.int64)
 
     def add(self, inputs: np.ndarray, scores: np.ndarray, code_lengths: np.ndarray) -> None:
-        """The next tokens of every row.
+        """Adds the next tokens of every row.
 
         Args:
-            inputs: (rows, W) uint8, the bytes that were read.
+            inputs: (rows, W) uint8, the bytes read.
             scores: (rows,) integers, their sums in sixteenths of a bit.
             code_lengths: (rows, W) float64, bits of the bytes that followed.
         """
@@ -73,7 +75,7 @@ class RowTally:
         rows, width = starts.shape
         columns = np.arange(width)
         start = np.maximum.accumulate(np.where(starts, columns, -1), axis=1)
-        # A document that is being read goes on where the last window ended.
+        # The last document of the window before continues in this one.
         before = np.where(start < 0, columns + self.open[:, 1:].astype(np.int64), columns - start)
         bins = np.frexp(before)[1] + 1
         bins[(start < 0) & ~self.started[:, None]] = 0
@@ -95,7 +97,7 @@ class RowTally:
         rows, pieces = rows[begins], pieces[begins]
         change = rows[1:] != rows[:-1]
         first, last = np.append(True, change), np.append(change, True)
-        # A row's first 0 byte here ends what is open, and each further one the piece before it.
+        # A row's first 0 byte in the window ends its open piece, and each further one the piece before it.
         ended = rows[first]
         earlier = self.started[ended]
         self._close(ended[earlier], self.open[ended[earlier]])
@@ -107,14 +109,6 @@ class RowTally:
     def _close(self, rows: np.ndarray, documents: np.ndarray) -> None:
         np.add.at(self.sums, rows, _moments(documents))
 
-    @staticmethod
-    def joined(tallies: Sequence[RowTally]) -> RowTally:
-        """The tally of all rows, from those of consecutive groups of them."""
-        whole = RowTally(0)
-        for name in vars(whole):
-            setattr(whole, name, np.concatenate([getattr(tally, name) for tally in tallies]))
-        return whole
-
     def bits_per_byte(self) -> float:
         """The reference's figure, from integer scores (spec section 8)."""
         return -int(self.scores.sum()) / (ONE * int(self.tokens.sum()))
@@ -124,15 +118,15 @@ class RowTally:
         return math.fsum(self.bits) / int(self.tokens.sum())
 
     def standard_error(self) -> tuple[int, float | None]:
-        """How many documents there are, and the standard error of `exact_bits_per_byte` over them.
+        """The number of documents, and the standard error of `exact_bits_per_byte` over them.
 
-        Documents are taken as drawn at random, with b_i bits and n_i bytes each. The figure is the ratio
+        Documents are treated as a random sample, with b_i bits and n_i bytes each. The figure is the ratio
         R = sum b_i / sum n_i, and with the residuals e_i = b_i - R n_i (Cochran, Sampling Techniques, 1977, section
         2.11; no correction for a finite population)
 
             SE(R) = sqrt(k / (k - 1) * sum e_i^2) / sum n_i,    k documents.
 
-        There is none (None) for fewer than two documents.
+        It is None for fewer than two documents.
         """
         whole = [self.sums, _moments(self._cut_documents())]
         k, b, n, bb, bn, nn = (math.fsum(column) for column in np.concatenate(whole).T)
@@ -143,7 +137,7 @@ class RowTally:
         return int(k), math.sqrt(k / (k - 1) * squares) / n
 
     def _cut_documents(self) -> np.ndarray:
-        """(bits, bytes) of documents that lie in several rows, or at the end or the beginning of the text."""
+        """(bits, bytes) of the documents that span rows, or lie at the end or the beginning of the text."""
         documents = []
         current = np.zeros(2)
         for row in range(len(self.started)):
@@ -156,7 +150,8 @@ class RowTally:
         return np.array([document for document in documents if document[1]]).reshape(-1, 2)
 
     def by_position(self) -> tuple[Position, ...]:
-        """Bits per byte at positions 1, 2, 3-4, 5-8, ... after a 0 byte, then before a row's first; no empty ones."""
+        """Bits per byte at positions 1, 2, 3-4, 5-8, ... after a 0 byte, then before a row's first one; empty bins are
+        left out."""
         found = []
         for bin in [*range(1, _BINS), 0]:
             count = int(self.position_bytes[:, bin].sum())

@@ -1,8 +1,8 @@
 """Evaluation of unperturbed parameters: the reference's integer bits per byte, and the exact figure.
 
 EXP2 and LOG2 truncate, so the integer figure (spec section 8) is not quite a normalised code length; the exact one
-is log2(sum 2^(l/16)) - l[target]/16 in float64 on the same logits (spec section 5). How sure it is, and how it falls
-after a document's start, comes from each token's code length (documents.py).
+is log2(sum 2^(l/16)) - l[target]/16 in float64 on the same logits (spec section 5). Its standard error, and its fall
+after a document's start, come from each token's code length (code_lengths.py).
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from nanoegg_mlx.core.fixed_point import ONE
 from nanoegg_mlx.core.params import Params, check_params
 from nanoegg_mlx.engines import make_engine
 from nanoegg_mlx.errors import InputError
-from nanoegg_mlx.measure.code_lengths import Position, RowTally
+from nanoegg_mlx.measure.code_lengths import CodeLengths, Position
 from nanoegg_mlx.ranks.world import World
 from nanoegg_mlx.store.tokens import check_vocabulary, checked_tokens
 
 _WINDOW = 128
-"""Tokens of a row that are read at a time, which bounds memory."""
+"""Tokens of a row in one call of the engine; bounds memory."""
 
 
 def validation_rows(tokens: np.ndarray, rows: int) -> np.ndarray:
@@ -36,8 +36,8 @@ def validation_rows(tokens: np.ndarray, rows: int) -> np.ndarray:
     width = len(tokens) // rows
     if width < 2:
         raise InputError(
-            f"The validation text has {len(tokens)} tokens, but validation_batch_size = {rows} needs at least "
-            f"{2 * rows}; allowed here is 1 to {len(tokens) // 2}."
+            f"validation_batch_size is {rows}; it must be from 1 to {len(tokens) // 2} for a validation text of "
+            f"{len(tokens)} tokens, since a row needs two."
         )
     return tokens[: rows * width].reshape(rows, width)
 
@@ -65,16 +65,16 @@ def validate(params: Params, valid_tokens: np.ndarray, config: Config) -> tuple[
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Two figures of one text, how sure they are, and what they were measured on."""
+    """Two figures of one text, the standard error, and the extent of the measurement."""
 
     bits_per_byte: float
     """Section 8's figure, from integer scores."""
     exact_bits_per_byte: float
     """The normalised code length, float64."""
     standard_error: float | None
-    """Of the exact figure, over documents (`RowTally.standard_error` has the formula); None for fewer than two."""
+    """Of the exact figure, over documents (`CodeLengths.standard_error` has the formula); None for fewer than two."""
     documents: int
-    """Documents that the text has, or has parts of; one that rows cut is one."""
+    """Number of documents, those at the ends of the text included; a document that rows cut counts once."""
     by_position: tuple[Position, ...]
     """The exact figure by distance from the document's start."""
     tokens: int
@@ -90,13 +90,13 @@ def evaluate(
     progress: Callable[[int], object] = lambda tokens: None,
     world: World | None = None,
 ) -> Evaluation:
-    """All figures of a text, in one pass, in memory that its length does not matter for.
+    """All figures of a text, in one pass, in memory independent of its length.
 
     In a job of several processes each rank reads a share of the rows, and all have the figures.
 
     Args:
         params, tokens, config: as for `validate`, and raising the same.
-        progress: called with the number of tokens just done, of this rank's rows.
+        progress: called with the number of tokens just read, of this rank's rows.
         world: the job's processes, which all call this together; by default this one alone.
     """
     started = time.perf_counter()
@@ -104,20 +104,20 @@ def evaluate(
     rows = _checked_rows(params, tokens, config)
     share = world.share(len(rows))
     own = config.replace(threads=world.threads(config.threads))
-    tally = read_rows(params, rows[share.start : share.stop], own, progress)
-    # A rank without a row cannot tell how long the others may take for theirs.
+    lengths = read_rows(params, rows[share.start : share.stop], own, progress)
+    # A rank without a row has no estimate of the time that the others need for theirs.
     expected = time.perf_counter() - started if share else 30 * world.timeout
-    return summarise(_gathered(tally, len(rows), world, expected), time.perf_counter() - started)
+    return summarise(_gathered(lengths, len(rows), world, expected), time.perf_counter() - started)
 
 
 def read_rows(
     params: Params, rows: np.ndarray, config: Config, progress: Callable[[int], object] = lambda tokens: None
-) -> RowTally:
-    """What each of some consecutive rows (B, m) uint8 costs, read from a zero state."""
+) -> CodeLengths:
+    """Code lengths of consecutive rows (B, m) uint8, each read from a zero state."""
     B, m = rows.shape
-    tally = RowTally(B)
+    lengths = CodeLengths(B)
     if B == 0:
-        return tally
+        return lengths
     engine = make_engine(config)
     states = np.zeros((B, config.n_layer, config.n_embd), np.int8)
     for first in range(0, m - 1, _WINDOW):
@@ -126,29 +126,29 @@ def read_rows(
         scored = engine.score(params, range(B), None, inputs, targets, states, exact=True)
         assert scored.code_lengths is not None
         states = scored.states
-        tally.add(inputs, scored.scores, scored.code_lengths)
+        lengths.add(inputs, scored.scores, scored.code_lengths)
         progress(inputs.size)
-    return tally
+    return lengths
 
 
-def summarise(tally: RowTally, seconds: float) -> Evaluation:
+def summarise(lengths: CodeLengths, seconds: float) -> Evaluation:
     """The figures of a text whose rows have all been read."""
-    documents, standard_error = tally.standard_error()
+    documents, standard_error = lengths.standard_error()
     return Evaluation(
-        bits_per_byte=tally.bits_per_byte(),
-        exact_bits_per_byte=tally.exact_bits_per_byte(),
+        bits_per_byte=lengths.bits_per_byte(),
+        exact_bits_per_byte=lengths.exact_bits_per_byte(),
         standard_error=standard_error,
         documents=documents,
-        by_position=tally.by_position(),
-        tokens=int(tally.tokens.sum()),
-        rows=len(tally.bits),
+        by_position=lengths.by_position(),
+        tokens=int(lengths.tokens.sum()),
+        rows=len(lengths.bits),
         seconds=seconds,
     )
 
 
-def _gathered(mine: RowTally, rows: int, world: World, expected: float) -> RowTally:
-    """The tally of all rows, from those of every rank's share of them."""
-    whole = RowTally(0)
+def _gathered(mine: CodeLengths, rows: int, world: World, expected: float) -> CodeLengths:
+    """The code lengths of all rows, from those of every rank's share of them."""
+    whole = CodeLengths(0)
     for name, values in vars(mine).items():
         setattr(whole, name, world.gather_shares(values, rows, "the validation figures", expected))
     return whole

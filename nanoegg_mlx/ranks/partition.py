@@ -1,7 +1,7 @@
-"""What the ranks of a job hand each other of a run: members by lanes, their states, the parameters.
+"""The partition of a run over the ranks of a job: members by lanes, their states, and the shared parameters.
 
-Rank 0 alone reads and writes checkpoints, which hold everything; so a run can be resumed with another number of ranks,
-on hosts that share no file system.
+Only rank 0 reads and writes checkpoints, which hold the whole population. So a run can be resumed with another number
+of ranks, and on hosts that share no file system.
 """
 
 from __future__ import annotations
@@ -17,32 +17,32 @@ from nanoegg_mlx.errors import InputError
 from nanoegg_mlx.ranks.world import World
 
 _PIECE = 16 << 20
-"""Bytes of states that travel at a time."""
+"""Bytes of states in one message."""
 
 
 def members_of(config: Config, world: World, rank: int | None = None) -> range:
     """The members that this rank (or `rank`) scores: those of its share of the lanes.
 
     Raises:
-        InputError: there are more ranks than lanes.
+        InputError: more ranks than lanes.
     """
     if world.size > config.lanes:
         raise InputError(
-            f"The job has {world.size} processes, but population = {config.population} in groups of {config.group} "
-            f"makes {config.lanes} lanes of text, and each process reads at least one; start at most {config.lanes}."
+            f"The number of processes is {world.size}; it must be at most {config.lanes}, the number of text lanes of "
+            f"population = {config.population} in groups of {config.group}."
         )
     lanes = world.share(config.lanes, rank)
     return range(lanes.start * config.group, lanes.stop * config.group)
 
 
 def gather_states(mine: np.ndarray, config: Config, world: World) -> np.ndarray | None:
-    """Every member's hidden state on rank 0, None on the others.
+    """Every member's hidden state on rank 0, None on the other ranks.
 
     Args:
         mine: (members of this rank, L, D) int8.
 
     Returns:
-        (N, L, D) int8. Raises JobError where a rank is lost.
+        (N, L, D) int8. Raises JobError if a rank is lost.
     """
     if world.size == 1:
         return mine
@@ -63,10 +63,10 @@ def gather_states(mine: np.ndarray, config: Config, world: World) -> np.ndarray 
     return whole
 
 
-def spread_states(whole: np.ndarray | None, config: Config, world: World) -> np.ndarray:
-    """The hidden states of this rank's members, (members, L, D) int8, from those of all (N, L, D) on rank 0.
+def scatter_states(whole: np.ndarray | None, config: Config, world: World) -> np.ndarray:
+    """The hidden states of this rank's members, (members, L, D) int8, out of all (N, L, D) on rank 0.
 
-    Raises JobError where a rank is lost.
+    Raises JobError if a rank is lost.
     """
     if world.size == 1:
         assert whole is not None
@@ -76,27 +76,27 @@ def spread_states(whole: np.ndarray | None, config: Config, world: World) -> np.
     width = max(_PIECE // (config.n_layer * config.n_embd), 1)
     for first in range(0, config.population, width):
         some = None if whole is None else np.ascontiguousarray(whole[first : first + width]).reshape(-1).view(np.uint8)
-        piece = world.broadcast(some, "the members' states").view(np.int8).reshape(-1, *mine.shape[1:])
+        piece = world.broadcast_bytes(some, "the members' states").view(np.int8).reshape(-1, *mine.shape[1:])
         begin, end = max(first, members.start), min(first + len(piece), members.stop)
         if begin < end:
             mine[begin - members.start : end - members.start] = piece[begin - first : end - first]
     return mine
 
 
-def spread_params(params: Params | None, config: Config, world: World) -> Params:
-    """Rank 0's parameters, on every rank. Raises JobError where a rank is lost."""
+def broadcast_params(params: Params | None, config: Config, world: World) -> Params:
+    """Rank 0's parameters, on every rank. Raises JobError if a rank is lost."""
     if world.size == 1:
         assert params is not None
         return params
     content = None
     if params is not None:
         content = np.concatenate([np.array(params[leaf.name]).reshape(-1) for leaf in leaves(config)]).view(np.uint8)
-    flat = world.broadcast(content, "the parameters").view(np.int8)
+    flat = world.broadcast_bytes(content, "the parameters").view(np.int8)
     return {name: mx.array(value) for name, value in split_leaves(flat, config).items()}
 
 
 def params_digest(params: Params) -> bytes:
-    """16 bytes that tell parameters apart."""
+    """A digest of the parameters, 16 bytes."""
     digest = hashlib.blake2b(digest_size=16)
     for name in sorted(params):
         digest.update(np.array(params[name]).data)

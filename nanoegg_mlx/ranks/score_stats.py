@@ -1,4 +1,4 @@
-"""What a population's scores amount to, in integers: the same for any number of parts, added in any order."""
+"""Count, mean, deviation and extremes of a population's scores, in integers: exact for any partition and order."""
 
 from __future__ import annotations
 
@@ -9,12 +9,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from nanoegg_mlx.core.update import sum_of_squares
+
 _PACKED = struct.Struct("<qq16sqq")
+SIZE = _PACKED.size
+"""Bytes of a packed ScoreStats."""
 
 
 @dataclass(frozen=True)
-class Tally:
-    """Of scores in sixteenths of a bit."""
+class ScoreStats:
+    """Sums of scores in sixteenths of a bit."""
 
     count: int = 0
     total: int = 0
@@ -24,7 +28,7 @@ class Tally:
     most: int = -(2**62)
 
     @classmethod
-    def of(cls, scores: np.ndarray) -> Tally:
+    def of(cls, scores: np.ndarray) -> ScoreStats:
         """Args: scores, (N,) integers of less than 32 bits."""
         if not len(scores):
             return cls()
@@ -33,8 +37,8 @@ class Tally:
         )
 
     @classmethod
-    def sum(cls, parts: Iterable[Tally]) -> Tally:
-        """The tally of all scores that the parts' are of."""
+    def sum(cls, parts: Iterable[ScoreStats]) -> ScoreStats:
+        """The statistics of the union of the parts."""
         parts = list(parts)
         return cls(
             sum(part.count for part in parts),
@@ -49,7 +53,7 @@ class Tally:
         return _PACKED.pack(self.count, self.total, self.squares.to_bytes(16, "little"), self.least, self.most)
 
     @classmethod
-    def unpack(cls, packed: bytes) -> Tally:
+    def unpack(cls, packed: bytes) -> ScoreStats:
         """The inverse of `pack`."""
         count, total, squares, least, most = _PACKED.unpack(packed)
         return cls(count, total, int.from_bytes(squares, "little"), least, most)
@@ -60,15 +64,5 @@ class Tally:
 
     @property
     def std(self) -> float:
-        """The population's standard deviation."""
+        """The population standard deviation."""
         return math.sqrt(self.count * self.squares - self.total**2) / self.count
-
-
-SIZE = _PACKED.size
-
-
-def sum_of_squares(values: np.ndarray) -> int:
-    """The exact sum of the squares of (n,) integers of less than 33 bits, at most 2^31 of them."""
-    squares = np.square(values.astype(np.int64)).view(np.uint64)
-    # Two halves, neither of which can overflow where the whole could.
-    return (int((squares >> np.uint64(32)).sum()) << 32) + int((squares & np.uint64(0xFFFFFFFF)).sum())

@@ -1,4 +1,4 @@
-"""Checkpoints: a folder with all that the next epoch depends on, whole or not there, and checked when it is read.
+"""Checkpoints: a folder with everything that the next epoch depends on, written atomically and verified when read.
 
     <run>/epoch-00000100/model.safetensors     13 int8 leaves, names of the spec
                          states.safetensors    `states`, (N, L, D) int8
@@ -29,7 +29,6 @@ from nanoegg_mlx.config import Config
 from nanoegg_mlx.core.params import Params, check_params
 from nanoegg_mlx.errors import InputError
 from nanoegg_mlx.store.durable import HashedFile, point, sha256_of, sync_folder
-from nanoegg_mlx.training.trainer import Trainer
 
 FORMAT = 2
 FILES = ("model.safetensors", "states.safetensors", "config.toml")
@@ -38,7 +37,7 @@ _FOLDER = re.compile(r"epoch-(\d{8,})")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint holds; the member states are read only when asked for."""
+    """The content of a checkpoint; the member states are read on demand."""
 
     path: Path
     config: Config
@@ -52,25 +51,32 @@ class Checkpoint:
         return np.array(_load_arrays(self.path / "states.safetensors")["states"])
 
 
-def save(run: Path, trainer: Trainer, info: Mapping[str, Any], states: np.ndarray | None = None) -> Path:
-    """Writes the trainer's state as the run's newest checkpoint; of the others the newest `keep` and the best stay.
+def save(
+    run: Path, *, params: Params, states: np.ndarray | mx.array, epoch: int, config: Config, info: Mapping[str, Any]
+) -> Path:
+    """Writes the run's newest checkpoint; of the others the newest `config.keep` and the best stay.
 
     Args:
         run: the run's folder.
-        trainer: between two epochs.
-        states: (N, L, D) int8, of all members, where the trainer has only a rank's.
-        info: goes into checkpoint.json; JSON types. The best checkpoint is the one with the least `validation`.
+        params: leaf name -> int8 array.
+        states: (N, L, D) int8, of all members.
+        epoch: epochs done.
+        config: the run's.
+        info: for checkpoint.json; JSON types. The best checkpoint is the one with the least `validation`.
 
     Returns:
-        The checkpoint's folder. Raises OSError if it cannot be written; the older ones are as they were then.
+        The checkpoint's folder.
+
+    Raises:
+        OSError: it cannot be written; the older ones are unchanged.
     """
-    folder = run / f"epoch-{trainer.epoch:08d}"
+    folder = run / f"epoch-{epoch:08d}"
     if not folder.exists():
         temporary = run / f".{folder.name}.tmp"
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
         try:
-            _write(temporary, trainer, info, trainer.states if states is None else mx.array(states))
+            _write(temporary, params, mx.array(states), epoch, config, info)
             os.rename(temporary, folder)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -80,7 +86,7 @@ def save(run: Path, trainer: Trainer, info: Mapping[str, Any], states: np.ndarra
     best = _best(run)
     if best is not None:
         point(run / "best", best.name)
-    for old in folders(run)[: -trainer.config.keep]:
+    for old in folders(run)[: -config.keep]:
         if old != best:
             remove(old)
     return folder
@@ -91,10 +97,10 @@ def load(path: str | Path, warn: Callable[[str], object] = lambda text: print(te
 
     Args:
         path: of the checkpoint's folder, of a link to it, or of the run's folder.
-        warn: is told of each damaged checkpoint of a run that is passed over.
+        warn: called with a sentence for each damaged checkpoint of a run that is skipped.
 
     Raises:
-        InputError: nothing there, or the checkpoint (of a run: every one) is damaged.
+        InputError: no checkpoint, or it (of a run: every one) is damaged.
     """
     path = Path(path)
     if not path.is_dir():
@@ -118,15 +124,15 @@ def open_whole(path: Path) -> Checkpoint:
     """Opens one checkpoint.
 
     Raises:
-        InputError: a file is missing, truncated or not what was written, the format is unknown, or the parameters
-            have other shapes than the config's.
+        InputError: a file is missing, truncated or changed, the format is unknown, or the parameters have other
+            shapes than the config's.
     """
     about = path / "checkpoint.json"
     try:
         info = json.loads(about.read_bytes())
         file_format, epoch = int(info["format"]), int(info["epoch"])
         if file_format != FORMAT:
-            raise InputError(f"The checkpoint {path} has format {file_format}; this version reads format {FORMAT}.")
+            raise InputError(f"The format of the checkpoint {path} is {file_format}; it must be {FORMAT}.")
         if info["sha256"] != _seal(info):
             raise ValueError
         hashes = {name: str(info["files"][name]) for name in FILES}
@@ -135,14 +141,14 @@ def open_whole(path: Path) -> Checkpoint:
     except InputError:
         raise
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"The checkpoint {path} is damaged: {about.name} is not what was written.") from error
+        raise InputError(f"The checkpoint {path} is damaged: {about.name} has changed.") from error
     for name, expected in hashes.items():
         try:
             whole = sha256_of(path / name) == expected
         except OSError as error:
             raise InputError(f"The checkpoint {path} is damaged: {name} is missing or unreadable.") from error
         if not whole:
-            raise InputError(f"The checkpoint {path} is damaged: {name} is not what was written (its SHA-256 differs).")
+            raise InputError(f"The checkpoint {path} is damaged: {name} has changed (its SHA-256 differs).")
     config = Config.from_toml(path / "config.toml")
     params = _load_arrays(path / "model.safetensors")
     try:
@@ -159,7 +165,7 @@ def folders(run: Path) -> list[Path]:
 
 
 def describe(run: Path) -> list[tuple[Path, dict[str, Any] | None]]:
-    """The run's checkpoints, oldest first, and what each says in checkpoint.json; None where that is damaged."""
+    """The run's checkpoints, oldest first, each with its checkpoint.json; None if that is damaged."""
     described: list[tuple[Path, dict[str, Any] | None]] = []
     for folder in folders(run):
         try:
@@ -171,19 +177,19 @@ def describe(run: Path) -> list[tuple[Path, dict[str, Any] | None]]:
 
 
 def epoch_of(folder: Path) -> int:
-    """The epochs done that a checkpoint's name tells."""
+    """The epochs done, from a checkpoint's name."""
     return int(folder.name.removeprefix("epoch-"))
 
 
 def remove(folder: Path) -> None:
-    """Deletes a checkpoint; it is out of sight before the first of its files goes."""
+    """Deletes a checkpoint; it is renamed first, so that a partly deleted one is never found."""
     hidden = folder.with_name(f".{folder.name}.old")
     os.rename(folder, hidden)
     shutil.rmtree(hidden)
 
 
 def remove_leftovers(run: Path) -> None:
-    """Deletes what a killed process left half written or half deleted. For the holder of the run's lock."""
+    """Deletes files that a killed process left half written or half deleted. The caller must hold the run's lock."""
     for path in run.iterdir():
         if path.name.startswith(".") and path.suffix in (".tmp", ".old"):
             if path.is_dir() and not path.is_symlink():
@@ -192,18 +198,18 @@ def remove_leftovers(run: Path) -> None:
                 path.unlink()
 
 
-def _write(folder: Path, trainer: Trainer, info: Mapping[str, Any], states: mx.array) -> None:
+def _write(folder: Path, params: Params, states: mx.array, epoch: int, config: Config, info: Mapping[str, Any]) -> None:
     hashes = {}
     for name in FILES:
         with HashedFile(folder / name) as file:
             if name == "model.safetensors":
-                mx.save_safetensors(file, trainer.params)
+                mx.save_safetensors(file, params)
             elif name == "states.safetensors":
                 mx.save_safetensors(file, {"states": states})
             else:
-                file.write(trainer.config.to_toml().encode())
+                file.write(config.to_toml().encode())
             hashes[name] = file.finish()
-    about = {"format": FORMAT, "epoch": trainer.epoch, **info, "files": hashes}
+    about = {"format": FORMAT, "epoch": epoch, **info, "files": hashes}
     with HashedFile(folder / "checkpoint.json") as file:
         file.write(json.dumps({**about, "sha256": _seal(about)}, indent=2).encode())
         file.finish()
@@ -211,19 +217,19 @@ def _write(folder: Path, trainer: Trainer, info: Mapping[str, Any], states: mx.a
 
 
 def _seal(about: Mapping[str, Any]) -> str:
-    """SHA-256 of what checkpoint.json says, but for the seal itself."""
+    """SHA-256 of the content of checkpoint.json without the seal itself."""
     content = {name: value for name, value in about.items() if name != "sha256"}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _best(run: Path) -> Path | None:
-    """The checkpoint with the least validation figure, the newest of equal ones; None if none has one."""
+    """The checkpoint with the least validation figure, the newest on a tie; None if none has a figure."""
     figures = []
     for folder in folders(run):
         try:
             figure = json.loads((folder / "checkpoint.json").read_bytes())["validation"]
         except (OSError, ValueError, KeyError, TypeError):
-            continue  # A damaged one is found when it is opened.
+            continue  # Opening it reports the damage.
         if figure is not None:
             figures.append((figure, -epoch_of(folder), folder))
     return min(figures)[2] if figures else None

@@ -1,14 +1,15 @@
-"""votes.bin: a run in kilobytes. All noise is a function of the seed, so an epoch's update is its fitness and no more.
+"""The fitness log, votes.bin: a run in kilobytes. All noise is a function of the seed, so an epoch's update follows
+from its fitness alone.
 
     file    b"eggvotes", then frames
     frame   kind (1 byte), size of the payload (4 bytes), payload, CRC-32 of all that (4 bytes); little-endian
-    kind C  payload: the number of the epoch that follows (4 bytes) and a config as TOML text, which holds from there
-            on. The first frame is one.
+    kind C  payload: the number of the next epoch (4 bytes) and the config, as TOML text, of that epoch and the
+            following ones. The first frame is of this kind.
     kind E  payload: the epoch's number (4 bytes), then its fitness: with `fast_fitness` five pairs a byte in base 3
             (fitness + 1, first pair lowest), else one signed byte a pair
 
-An epoch of population 1024 takes 116 bytes. The file only grows. A frame that was cut short by a crash is a torn tail:
-readers stop before it, a resumed run cuts it off.
+An epoch of population 1024 takes 116 bytes. The file only grows. A crash can leave an incomplete frame at its end:
+readers stop before it, a resumed run truncates it.
 """
 
 from __future__ import annotations
@@ -34,13 +35,13 @@ _POWERS = np.array([1, 3, 9, 27, 81], np.uint8)
 
 
 @dataclass(frozen=True)
-class Vote:
+class LoggedEpoch:
     """One epoch of a run."""
 
     epoch: int
     """Number of the epoch, from 0."""
     config: Config
-    """What it was trained with."""
+    """The config of this epoch."""
     fitness: np.ndarray
     """(N/2,) int8, each pair's."""
 
@@ -55,7 +56,7 @@ def pack_fitness(fitness: np.ndarray, fast: bool) -> bytes:
 
 
 def unpack_fitness(packed: bytes, pairs: int, fast: bool) -> np.ndarray:
-    """The inverse of `pack_fitness`: (pairs,) int8. Raises ValueError for bytes that are no packed fitness."""
+    """The inverse of `pack_fitness`: (pairs,) int8. Raises ValueError for bytes that it cannot have returned."""
     values = np.frombuffer(packed, np.uint8)
     if not fast:
         if len(values) != pairs:
@@ -73,40 +74,40 @@ def frame(kind: bytes, payload: bytes) -> bytes:
 
 
 def config_frame(config: Config, epoch: int) -> bytes:
-    """The frame that tells what `epoch` (from 0) and those after it are trained with."""
+    """The frame with the config of `epoch` (from 0) and the following ones."""
     return frame(b"C", _WORD.pack(epoch) + config.to_toml().encode())
 
 
-def vote_frame(config: Config, epoch: int, fitness: np.ndarray) -> bytes:
-    """The frame of an epoch."""
+def epoch_frame(config: Config, epoch: int, fitness: np.ndarray) -> bytes:
+    """The frame of an epoch; fitness is (N/2,) int8."""
     return frame(b"E", _WORD.pack(epoch) + pack_fitness(fitness, config.fast_fitness))
 
 
-def read_votes(path: Path) -> Iterator[Vote]:
-    """The epochs of a votes file, in order.
+def read_fitness_log(path: Path) -> Iterator[LoggedEpoch]:
+    """The epochs of a fitness log, in order.
 
-    Stops quietly at a torn tail: at the first frame that is incomplete or fails its checksum.
+    Stops without an error at the first frame that is incomplete or fails its checksum.
 
     Raises:
-        InputError: no such file, not a votes file, or frames that do not belong together.
+        InputError: no such file, not a fitness log, or frames that do not follow each other.
     """
     for epoch, config, payload, _ in _frames(path):
         if payload is not None:
             packed = payload[_WORD.size :]
-            yield Vote(epoch, config, unpack_fitness(packed, config.pairs, config.fast_fitness))
+            yield LoggedEpoch(epoch, config, unpack_fitness(packed, config.pairs, config.fast_fitness))
 
 
-def start_votes(path: Path, config: Config, epoch: int = 0) -> AppendOnly:
-    """A votes file that begins with `epoch` and has none yet; what the file held is gone."""
+def start_fitness_log(path: Path, config: Config, epoch: int = 0) -> AppendOnly:
+    """A new fitness log whose first epoch will be `epoch`; it replaces the content of an existing file."""
     file = AppendOnly(path, 0)
     file.append(MAGIC + config_frame(config, epoch))
     return file
 
 
 def size_before(path: Path, epoch: int) -> int | None:
-    """The bytes of the file before the frame of `epoch` (0, 1, ...), or None where it does not reach that far.
+    """The size of the file before the frame of `epoch` (0, 1, ...), or None if the log ends before that epoch.
 
-    Raises InputError as `read_votes` does.
+    Raises InputError as `read_fitness_log` does.
     """
     following, whole = -1, None
     for number, _, payload, (start, end) in _frames(path):
@@ -121,10 +122,10 @@ def _frames(path: Path) -> Iterator[tuple[int, Config, bytes | None, tuple[int, 
     try:
         file = path.open("rb")
     except OSError as error:
-        raise InputError(f"The votes {path} cannot be read: {error.strerror}.") from error
+        raise InputError(f"The fitness log {path} cannot be read: {error.strerror}.") from error
     with file:
         if file.read(len(MAGIC)) != MAGIC:
-            raise InputError(f"{path} is not a votes file; it does not start with {MAGIC.decode()!r}.")
+            raise InputError(f"{path} is not a fitness log; it must start with {MAGIC.decode()!r}.")
         config: Config | None = None
         following: int | None = None
         start = len(MAGIC)
@@ -133,13 +134,13 @@ def _frames(path: Path) -> Iterator[tuple[int, Config, bytes | None, tuple[int, 
                 payload = content[start + _HEAD.size : end - _WORD.size]
                 epoch = _WORD.unpack_from(payload)[0]
                 if following not in (None, epoch):
-                    raise InputError(f"{path} is damaged: epoch {following} is not where it has to be.")
+                    raise InputError(f"{path} is damaged: epoch {epoch} follows where epoch {following} must.")
                 if content[start : start + 1] == b"C":
                     config = Config.from_document(tomllib.loads(payload[_WORD.size :].decode()), str(path))
                     yield epoch, config, None, (start, end)
                     following = epoch
                 elif config is None:
-                    raise InputError(f"{path} is damaged: it does not begin with a config.")
+                    raise InputError(f"{path} is damaged; it must begin with a config.")
                 else:
                     yield epoch, config, payload, (start, end)
                     following = epoch + 1
@@ -147,7 +148,7 @@ def _frames(path: Path) -> Iterator[tuple[int, Config, bytes | None, tuple[int, 
 
 
 def _end_of_frame(content: mmap.mmap, start: int) -> int | None:
-    """Where the frame that begins at `start` ends, or None if it is incomplete or fails its checksum."""
+    """The end of the frame that begins at `start`, or None if it is incomplete or fails its checksum."""
     if start + _HEAD.size > len(content):
         return None
     kind, size = _HEAD.unpack_from(content, start)

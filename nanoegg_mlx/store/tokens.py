@@ -29,7 +29,7 @@ def load_tokens(path: str | Path) -> np.ndarray:
     except (ValueError, EOFError) as error:
         raise InputError(f"The token cache {path} is truncated or not a .npy file ({error}).") from error
     if not isinstance(tokens, np.ndarray):
-        raise InputError(f"The token cache {path} is a .npz archive; it has to be a single 1-D uint8 .npy file.")
+        raise InputError(f"The token cache {path} is a .npz archive; it must be a single 1-D uint8 .npy file.")
     return checked_tokens(tokens, str(path))
 
 
@@ -47,32 +47,32 @@ def read_text(path: str | Path) -> np.ndarray:
     except OSError as error:
         raise InputError(f"The text file {path} cannot be read: {error.strerror}.") from error
     if not content:
-        raise InputError(f"The text file {path} is empty; it has to hold at least one byte.")
+        raise InputError(f"The text file {path} is empty; it must hold at least one byte.")
     return np.frombuffer(b"\0" + content, np.uint8)
 
 
 def checked_tokens(tokens: np.ndarray, what: str = "The token array") -> np.ndarray:
-    """The tokens themselves, if they are a 1-D uint8 array; raises InputError otherwise."""
+    """Returns the tokens if they are a 1-D uint8 array; raises InputError otherwise."""
     tokens = np.asarray(tokens)
     if tokens.dtype != np.uint8 or tokens.ndim != 1:
-        raise InputError(f"{what} is {tokens.ndim}-D {tokens.dtype} of shape {tokens.shape}; it has to be 1-D uint8.")
+        raise InputError(f"{what} is {tokens.ndim}-D {tokens.dtype} of shape {tokens.shape}; it must be 1-D uint8.")
     return tokens
 
 
 def check_vocabulary(tokens: np.ndarray, vocab_size: int) -> None:
-    """Raises InputError where a byte is outside [0, vocab_size)."""
+    """Raises InputError if a byte is outside [0, vocab_size)."""
     if vocab_size == 256:
         return
     for start in range(0, len(tokens), 1 << 24):
         largest = int(tokens[start : start + (1 << 24)].max())
         if largest >= vocab_size:
             raise InputError(
-                f"The tokens hold the byte {largest}, but vocab_size = {vocab_size} allows 0 to {vocab_size - 1}."
+                f"A token is {largest}; it must be from 0 to {vocab_size - 1}, since vocab_size is {vocab_size}."
             )
 
 
 def fingerprint(tokens: np.ndarray) -> dict[str, int | str]:
-    """What tells one cache from another: the number of `tokens` (size,) uint8, and their SHA-256 in hexadecimal."""
+    """The identity of a cache: the number of `tokens` (size,) uint8, and their SHA-256 in hexadecimal."""
     digest = hashlib.sha256()
     for start in range(0, len(tokens), 1 << 24):
         digest.update(np.ascontiguousarray(tokens[start : start + (1 << 24)]).data)
@@ -90,9 +90,9 @@ class Lanes:
         self.segments = (len(tokens) - S) // (T * S)
         if self.segments < 1:
             raise InputError(
-                f"The corpus has {len(tokens)} tokens, but population = {config.population} in groups of "
-                f"{config.group} makes {S} lanes, which need {S * (T + 1)} tokens for one segment of "
-                f"tokens_per_update = {T}; allowed here are at most {len(tokens) // (T + 1)} lanes."
+                f"The training cache has {len(tokens)} tokens; it must have at least {S * (T + 1)} for {S} lanes "
+                f"(population = {config.population} in groups of {config.group}) of tokens_per_update = {T}. It is "
+                f"enough for at most {len(tokens) // (T + 1)} lanes."
             )
         check_vocabulary(tokens, config.vocab_size)
         length = self.segments * T + 1

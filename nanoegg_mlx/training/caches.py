@@ -1,4 +1,4 @@
-"""The two caches that a run reads, and how it is known that they are the same ones on every rank and every day."""
+"""The two token caches of a run, and the check that their content is the same on every rank and after every resume."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from nanoegg_mlx.ranks.world import World
 from nanoegg_mlx.store.tokens import check_vocabulary, fingerprint, load_tokens
 
 SLOW_DISK = 20e6
-"""Bytes a second that may be expected of any disk, for those who wait for it."""
+"""Bytes per second of a slow disk, for time limits."""
 
 
-class Corpus:
-    """The two caches of a run, checked against its config."""
+class Caches:
+    """The training and the validation cache, checked against the config."""
 
     def __init__(self, config: Config) -> None:
-        """Raises InputError where a cache is missing, damaged, too short or has bytes outside the vocabulary."""
+        """Raises InputError if a cache is missing, damaged, too short or has bytes outside the vocabulary."""
         self.valid = load_tokens(config.valid)
         check_vocabulary(validation_rows(self.valid, config.validation_batch_size).ravel(), config.vocab_size)
         self.train = load_tokens(config.train)
@@ -35,11 +35,11 @@ class Corpus:
             self._identity = {"train": fingerprint(self.train), "valid": fingerprint(self.valid)}
         return self._identity
 
-    def agree(self, world: World) -> None:
-        """Checks that all ranks have the same content; of those that read the same files only one computes it.
+    def check_same(self, world: World) -> None:
+        """Checks that all ranks have the same content; of the ranks that read the same files only one computes it.
 
         Raises:
-            InputError: on rank 0, naming a rank that differs; ToldElsewhere on the others.
+            InputError: on rank 0, naming a rank that differs; ReportedElsewhere on the others.
         """
         if world.size == 1:
             return
@@ -50,11 +50,13 @@ class Corpus:
         known = json.dumps(self.identity() if first == world.rank else {})
         expected = (self.train.size + self.valid.size) / SLOW_DISK
         self._identity = json.loads(world.gather_texts(known, "the caches' SHA-256", expected)[first])
-        world.agree(self._identity, "the content of its caches")
+        world.check_same(self._identity, "the content of its caches")
 
-    def check(self, recorded: Any, run: Path) -> None:
-        """Raises InputError where the caches are not those that `identity` recorded."""
+    def check_recorded(self, recorded: Any, run: Path) -> None:
+        """Raises InputError if the content differs from the `identity` that the run recorded."""
         now = self.identity()
         for name, path in self._names.items():
             if not isinstance(recorded, dict) or recorded.get(name) != now[name]:
-                raise InputError(f"The cache {path} is not the one that {run} was trained with: its content differs.")
+                raise InputError(
+                    f"The content of the cache {path} has changed; it must be what {run} was trained with."
+                )

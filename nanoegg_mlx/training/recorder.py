@@ -1,4 +1,8 @@
-"""What a run writes down of itself and shows: votes, metrics, checkpoints, the display, trackers, the summary."""
+"""Records a run on rank 0: fitness log, metrics, checkpoints, and the observers that show it.
+
+The order of writing makes a run exact: an epoch's fitness and its line of metrics are appended before the checkpoint
+that includes the epoch, so that after a crash both can be truncated to the checkpoint that is resumed.
+"""
 
 from __future__ import annotations
 
@@ -6,148 +10,227 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from nanoegg_mlx.config import Config
 from nanoegg_mlx.engines import missed_speed
 from nanoegg_mlx.engines.machine import machine
-from nanoegg_mlx.measure import baselines
 from nanoegg_mlx.measure.evaluate import Evaluation
 from nanoegg_mlx.measure.sample import generate, text_of
-from nanoegg_mlx.show import display
-from nanoegg_mlx.show.tracking import Tracking
 from nanoegg_mlx.store import checkpoint, metrics
-from nanoegg_mlx.store.durable import AppendOnly, sync_folder
-from nanoegg_mlx.store.fitness_log import vote_frame
-from nanoegg_mlx.training.caches import Corpus
+from nanoegg_mlx.store.durable import AppendOnly, write_file
+from nanoegg_mlx.store.fitness_log import epoch_frame
+from nanoegg_mlx.store.metrics import Record
+from nanoegg_mlx.training.caches import Caches
 from nanoegg_mlx.training.trainer import EpochResult, Trainer
 
 
-class Books:
-    """What rank 0 writes down of a run, and shows."""
+class Observer(Protocol):
+    """Follows a run while it trains: a progress display, a tracking service."""
+
+    def message(self, text: str) -> None:
+        """Receives a line of text for the user."""
+
+    def record(self, line: Record) -> None:
+        """Receives a line of the metrics."""
+
+    def close(self) -> None:
+        """Ends the observation."""
+
+
+Observe = Callable[[Path, Config, int], Sequence[Observer]]
+"""Makes the observers of a run from its folder, config and epochs done."""
+
+
+def unobserved(folder: Path, config: Config, epoch: int) -> Sequence[Observer]:
+    """No observers."""
+    return ()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The end of a run, or of this process's part of it."""
+
+    folder: Path
+    epoch: int
+    """Epochs done."""
+    num_epochs: int
+    """Epochs planned."""
+    trained: int
+    """Epochs done by this process."""
+    seconds: float
+    """Of this process."""
+    stopped: signal.Signals | None
+    """The signal that ended the run before its last epoch."""
+    validations: Sequence[Record]
+    """The first and the last line of the metrics with a validation."""
+    valid_tokens: np.ndarray
+    """(size,) uint8, the validation cache."""
+
+
+class NullRecorder:
+    """The recorder of the ranks other than 0, which record nothing."""
+
+    def begun(self) -> tuple[bool, bool]:
+        return False, False
+
+    def record_fitness(self, result: EpochResult) -> None:
+        pass
+
+    def record_metrics(self, result: EpochResult | None, validation: Evaluation | None) -> None:
+        pass
+
+    def save(self, states: np.ndarray | None) -> None:
+        pass
+
+    def outcome(self, stopped: signal.Signals | None) -> Outcome | None:
+        return None
+
+    def close(self) -> None:
+        pass
+
+
+class Recorder(NullRecorder):
+    """The recorder of rank 0."""
 
     def __init__(
         self,
         folder: Path,
         trainer: Trainer,
-        corpus: Corpus,
-        votes: AppendOnly,
+        caches: Caches,
+        fitness_log: AppendOnly,
         info: Mapping[str, Any],
-        track: Sequence[str],
+        observe: Observe,
     ) -> None:
-        self.folder, self.trainer, self.corpus, self.votes = folder, trainer, corpus, votes
-        self.config = trainer.config
-        self.metrics = metrics.MetricsFile(folder / "metrics.jsonl", trainer.epoch)
-        last = self.metrics.last or {}
-        self.tokens = int(info.get("tokens", last.get("tokens", 0)))
-        self.seconds = float(info.get("seconds", last.get("seconds", 0.0)))
-        self.sent = trainer.world.sent
-        self.data = corpus.identity()
-        self.display = display.Display(self.config, trainer.epoch)
-        self.tracking = Tracking(track, folder, self.config, trainer.epoch, self.display.say)
-        self.begin = trainer.epoch
-        self.started = time.perf_counter()
-        config, ranks = self.config, trainer.world.size
-        self.display.say(
-            f"{self.folder}: {config.n_layer} layer{'s' * (config.n_layer > 1)}, {config.n_embd} wide, "
-            f"population {config.population}, epochs {trainer.epoch} to {config.num_epochs} of "
-            f"{config.population * config.tokens_per_update:,} tokens, engine {trainer.engine.name}"
-            + (f", {ranks} processes" if ranks > 1 else "")
-        )
-        if note := missed_speed(config):
-            self.display.say(note)
+        """Opens metrics.jsonl and starts the observers.
+
+        Args:
+            folder: the run's.
+            trainer: with the state that the run begins from.
+            fitness_log: the run's, positioned at the trainer's epoch.
+            info: checkpoint.json of the checkpoint that the run continues from, or empty.
+        """
+        self.folder, self._trainer, self._caches, self._fitness_log = folder, trainer, caches, fitness_log
+        self._config = trainer.config
+        self._metrics = metrics.MetricsFile(folder / "metrics.jsonl", trainer.epoch)
+        last = self._metrics.last or {}
+        self._tokens = int(info.get("tokens", last.get("tokens", 0)))
+        self._seconds_before = float(info.get("seconds", last.get("seconds", 0.0)))
+        self._sent = trainer.world.sent
+        self._data = caches.identity()
+        self._first_epoch = trainer.epoch
+        self._started = time.perf_counter()
+        self._observers = observe(folder, self._config, trainer.epoch)
+        self._announce()
 
     def begun(self) -> tuple[bool, bool]:
         """Whether the run is at its very beginning, and whether it has a checkpoint."""
-        return not self.metrics.last and self.trainer.epoch == 0, bool(checkpoint.folders(self.folder))
+        return not self._metrics.last and self._trainer.epoch == 0, bool(checkpoint.folders(self.folder))
 
-    def vote(self, result: EpochResult) -> None:
-        """Appends an epoch's vote, before the epoch is the trainer's state."""
-        self.tokens += result.tokens
-        self.votes.append(vote_frame(self.config, result.epoch, result.fitness))
+    def record_fitness(self, result: EpochResult) -> None:
+        """Appends an epoch's fitness, before the epoch becomes the trainer's state."""
+        self._tokens += result.tokens
+        self._fitness_log.append(epoch_frame(self._config, result.epoch, result.fitness))
 
-    def log(self, result: EpochResult | None, validation: Evaluation | None) -> None:
-        """Appends and shows the line of the metrics for the trainer's state."""
-        line = metrics.record(self.trainer.epoch, self.tokens, result, validation)
-        sent, self.sent = self.sent, self.trainer.world.sent
-        seconds = self.seconds + time.perf_counter() - self.started
-        line |= {"seconds": seconds, "rss_mb": metrics.resident_mb(), "wire_bytes": self.sent - sent}
-        if line["validation"] is not None:
-            line["weights"] = metrics.weight_histogram(self.config, self.trainer.params)
-            if self.config.sample_bytes:
+    def record_metrics(self, result: EpochResult | None, validation: Evaluation | None) -> None:
+        """Appends the line of the trainer's present state to the metrics, and passes it to the observers."""
+        line = metrics.record(
+            self._trainer.epoch,
+            self._tokens,
+            result.figures() if result else {},
+            validation.bits_per_byte if validation else None,
+            validation.exact_bits_per_byte if validation else None,
+        )
+        sent, self._sent = self._sent, self._trainer.world.sent
+        line |= {"seconds": self._seconds(), "rss_mb": metrics.resident_mb(), "wire_bytes": self._sent - sent}
+        if validation is not None:
+            line["weights"] = metrics.weight_histogram(self._config, self._trainer.params)
+            if self._config.sample_bytes:
                 line["sample"] = self._sample()
-        self.metrics.append(line)
-        try:
-            self.display.epoch(line)
-        except BrokenPipeError:
-            # Who read this is gone: most likely a launcher that was told to end, and did not pass that on.
-            sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
-            signal.raise_signal(signal.SIGTERM)
-        self.tracking.log(line)
-
-    def _sample(self) -> str:
-        """What the model writes by itself at temperature 1: the same draws at every validation."""
-        config, engine = self.config, self.trainer.engine
-        return text_of(generate(self.trainer.params, config, tokens=config.sample_bytes, engine=engine))
+        self._metrics.append(line)
+        for observer in self._observers:
+            try:
+                observer.record(line)
+            except BrokenPipeError:
+                # The reader of the output is gone, most likely a launcher that was ended and did not end its ranks.
+                sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+                signal.raise_signal(signal.SIGTERM)
 
     def save(self, states: np.ndarray | None) -> None:
-        """Puts a checkpoint in place, after all that it stands on is on the disk; states: (N, L, D) int8."""
-        self.votes.sync()
-        self.metrics.sync()
-        last = self.metrics.last or {}
-        figures = last if last.get("epoch") == self.trainer.epoch else {}
+        """Writes a checkpoint, after the files that it depends on are on disk; states: (N, L, D) int8."""
+        assert states is not None
+        self._fitness_log.sync()
+        self._metrics.sync()
+        trainer, last = self._trainer, self._metrics.last or {}
+        figures = last if last.get("epoch") == trainer.epoch else {}
         info = {
-            "tokens": self.tokens,
-            "seconds": self.seconds + time.perf_counter() - self.started,
+            "tokens": self._tokens,
+            "seconds": self._seconds(),
             "validation": figures.get("validation"),
             "validation_exact": figures.get("validation_exact"),
-            "engine": self.trainer.engine.name,
+            "engine": trainer.engine.name,
             "machine": machine(),
-            "data": self.data,
+            "data": self._data,
         }
-        checkpoint.save(self.folder, self.trainer, info, states)
+        checkpoint.save(
+            self.folder,
+            params=trainer.params,
+            states=states,
+            epoch=trainer.epoch,
+            config=self._config,
+            info=info,
+        )
+        if not (self.folder / "config.toml").exists():
+            # A branch writes it here: a folder with a config.toml can be resumed, and a branch cannot begin from its
+            # seed.
+            write_file(self.folder / "config.toml", self._config.to_toml().encode())
 
-    def report(self, stopped: signal.Signals | None) -> None:
-        """Tells how the run has ended."""
-        epochs, trained = self.trainer.epoch, self.trainer.epoch - self.begin
-        print(f"{trained} epochs in {time.perf_counter() - self.started:,.1f} s; checkpoint {self.folder / 'latest'}")
-        if stopped:
-            print(f"Stopped by {stopped.name} after epoch {epochs} of {self.config.num_epochs}; ", end="")
-            print(f"`nanoegg train --resume {self.folder}` goes on.")
-        print(summary(self.metrics.validations, self.corpus.valid))
+    def outcome(self, stopped: signal.Signals | None) -> Outcome:
+        return Outcome(
+            self.folder,
+            self._trainer.epoch,
+            self._config.num_epochs,
+            self._trainer.epoch - self._first_epoch,
+            time.perf_counter() - self._started,
+            stopped,
+            self._metrics.validations,
+            self._caches.valid,
+        )
 
     def close(self) -> None:
-        """Closes the files and ends the display."""
-        self.display.close()
-        self.votes.close()
-        self.metrics.close()
-        self.tracking.close()
+        """Closes the files and ends the observation; one that fails does not keep the others open."""
+        with ExitStack() as closing:
+            for observer in reversed(self._observers):
+                closing.callback(observer.close)
+            closing.callback(self._metrics.close)
+            closing.callback(self._fitness_log.close)
 
+    def _announce(self) -> None:
+        config, ranks = self._config, self._trainer.world.size
+        self._message(
+            f"{self.folder}: {config.n_layer} layer{'s' * (config.n_layer > 1)}, {config.n_embd} wide, "
+            f"population {config.population}, epochs {self._trainer.epoch} to {config.num_epochs} of "
+            f"{config.population * config.tokens_per_update:,} tokens, engine {self._trainer.engine.name}"
+            + (f", {ranks} processes" if ranks > 1 else "")
+        )
+        if note := missed_speed(config):
+            self._message(note)
 
-def new_folder(config: Config) -> Path:
-    """Creates `<checkpoints>/<name>`, or with the first free number behind the name: no run is overwritten."""
-    parent = Path(config.checkpoints)
-    parent.mkdir(parents=True, exist_ok=True)
-    number = 1
-    while True:
-        folder = parent / (config.name if number == 1 else f"{config.name}-{number}")
-        try:
-            folder.mkdir()
-        except FileExistsError:
-            number += 1
-            continue
-        sync_folder(parent)
-        return folder
+    def _message(self, text: str) -> None:
+        for observer in self._observers:
+            observer.message(text)
 
+    def _seconds(self) -> float:
+        """Training time of the run so far."""
+        return self._seconds_before + time.perf_counter() - self._started
 
-def summary(validations: Sequence[metrics.Record], tokens: np.ndarray) -> str:
-    """A table of some validations beside what the validation bytes' own statistics give."""
-    rows = [(f"after {line['epoch']} epochs", line["validation"]) for line in validations]
-    rows += [(name, baselines.BASELINES[name](tokens)) for name in ("unigram", "bigram", "gzip")]
-    return "\n".join(
-        ["Bits per byte of the validation set:", *[f"  {name:<18} {value:7.4f}" for name, value in dict(rows).items()]]
-    )
+    def _sample(self) -> str:
+        """Text that the model generates at temperature 1, from the same draws at every validation."""
+        config, engine = self._config, self._trainer.engine
+        return text_of(generate(self._trainer.params, config, tokens=config.sample_bytes, engine=engine))

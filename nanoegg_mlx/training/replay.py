@@ -1,4 +1,4 @@
-"""Any epoch's parameters from the votes alone: no data, no forward pass, at the speed of the update."""
+"""Any epoch's parameters from the fitness log alone: no data, no forward pass, at the speed of the update."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from nanoegg_mlx.config import Config
 from nanoegg_mlx.core.params import Params, init_params
 from nanoegg_mlx.engines import Engine, make_engine
 from nanoegg_mlx.errors import InputError
-from nanoegg_mlx.store.fitness_log import read_votes
+from nanoegg_mlx.store.fitness_log import read_fitness_log
 
 
-def replay(votes: Path, engine: str = "auto", threads: int = 0) -> Iterator[tuple[int, Config, Params]]:
-    """Goes through a votes file epoch by epoch.
+def replay(fitness_log: Path, engine: str = "auto", threads: int = 0) -> Iterator[tuple[int, Config, Params]]:
+    """Repeats the updates of a fitness log, epoch by epoch.
 
     Args:
-        votes: a run's votes.bin.
-        engine, threads: who computes the updates, as in Config.
+        fitness_log: a run's votes.bin.
+        engine, threads: for the updates, as in Config.
 
     Yields:
         The epochs done (1, 2, ...), the config of the last of them, and the parameters after it.
@@ -27,26 +27,26 @@ def replay(votes: Path, engine: str = "auto", threads: int = 0) -> Iterator[tupl
     """
     config: Config | None = None
     params: Params = {}
-    hot: Engine | None = None
-    for vote in read_votes(votes):
+    updater: Engine | None = None
+    for logged in read_fitness_log(fitness_log):
         if config is None:
-            if vote.epoch != 0:
-                raise InputError(f"{votes} begins with epoch {vote.epoch}; a replay needs all from epoch 0.")
-            params = init_params(vote.config)
-        if hot is None or vote.config != config:
-            config = vote.config
-            hot = make_engine(config.replace(engine=engine, threads=threads))
-        params = hot.update(params, vote.fitness, vote.epoch)
-        yield vote.epoch + 1, config, params
+            if logged.epoch != 0:
+                raise InputError(f"The first epoch of {fitness_log} is {logged.epoch}; it must be 0 for a replay.")
+            params = init_params(logged.config)
+        if updater is None or logged.config != config:
+            config = logged.config
+            updater = make_engine(config.replace(engine=engine, threads=threads))
+        params = updater.update(params, logged.fitness, logged.epoch)
+        yield logged.epoch + 1, config, params
 
 
-def params_at(votes: Path, epochs: int, engine: str = "auto", threads: int = 0) -> tuple[Config, Params]:
+def params_at(fitness_log: Path, epochs: int, engine: str = "auto", threads: int = 0) -> tuple[Config, Params]:
     """The config and the parameters after `epochs` epochs (1, 2, ...).
 
-    Raises InputError as `replay` does, and where the file does not hold so many epochs.
+    Raises InputError as `replay` does, and if the log has fewer epochs.
     """
     done = 0
-    for done, config, params in replay(votes, engine, threads):
+    for done, config, params in replay(fitness_log, engine, threads):
         if done == epochs:
             return config, params
-    raise InputError(f"{votes} holds {done} whole epochs; epoch = {epochs} has to be from 1 to {done}.")
+    raise InputError(f"epoch is {epochs}; it must be from 1 to {done}, the last whole one in {fitness_log}.")

@@ -1,4 +1,4 @@
-"""Signals as requests: Ctrl-C and SIGTERM end a run between two epochs, with nothing lost."""
+"""Signals as requests: Ctrl-C and SIGTERM end a run between two epochs, without loss."""
 
 from __future__ import annotations
 
@@ -10,42 +10,43 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-class Stop:
-    """What SIGINT (Ctrl-C) and SIGTERM do inside the `with` block: the first asks for an end, a second ends at once.
+class StopSignals:
+    """Handles SIGINT (Ctrl-C) and SIGTERM inside the `with` block: the first requests an end, a second ends at once.
 
-    In a job of several processes the end is that of the epoch whose flags have told all ranks of the signal.
+    In a job of several processes the run ends with the epoch whose flags carried the signal to all ranks.
     """
 
-    def __init__(self, together: bool = False) -> None:
-        self.came: signal.Signals | None = None
-        """The first signal that came to this process."""
+    def __init__(self, shared: bool = False) -> None:
+        """Args: shared, whether other ranks depend on this process."""
+        self.received: signal.Signals | None = None
+        """The first signal that this process received."""
         self.signal: signal.Signals | None = None
         """The signal that ends the run."""
-        self._together = together
+        self._shared = shared
         self._abandoning = False
         self._handlers: dict[int, Any] = {}
 
-    def __enter__(self) -> Stop:
-        if threading.current_thread() is threading.main_thread():  # others cannot have handlers
-            self._handlers = {number: signal.signal(number, self._came) for number in (signal.SIGINT, signal.SIGTERM)}
+    def __enter__(self) -> StopSignals:
+        if threading.current_thread() is threading.main_thread():  # only the main thread can set handlers
+            self._handlers = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
         return self
 
     def __exit__(self, *exception: object) -> None:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
 
-    def heard(self, flags: Sequence[int]) -> None:
-        """Takes in what signal each rank of the job had got, or 0: the first one ends the run on all of them."""
-        if self._together and any(flags):
+    def record(self, flags: Sequence[int]) -> None:
+        """Records the signal, or 0, that each rank of the job received: the first one ends the run on all ranks."""
+        if self._shared and any(flags):
             self.signal = signal.Signals(next(flag for flag in flags if flag))
 
     def attempt(self, compute: Callable[[], T]) -> T | None:
-        """What `compute` returns, or None where a signal came before it was done; it must not change anything.
+        """The result of `compute`, or None if a signal interrupted it; `compute` must not change anything.
 
-        In a job it is always done: the others count on this rank.
+        In a job it is never interrupted, since the other ranks wait for this one.
         """
         try:
-            self._abandoning = not self._together
+            self._abandoning = not self._shared
             computed = compute()
             self._abandoning = False
             return computed
@@ -54,10 +55,10 @@ class Stop:
         finally:
             self._abandoning = False
 
-    def _came(self, number: int, frame: object) -> None:
-        self.came = signal.Signals(number)
-        if not self._together:
-            self.signal = self.came
+    def _handle(self, number: int, frame: object) -> None:
+        self.received = signal.Signals(number)
+        if not self._shared:
+            self.signal = self.received
         for other in self._handlers:
             signal.signal(other, signal.SIG_DFL)
         if self._abandoning:
@@ -65,4 +66,4 @@ class Stop:
 
 
 class _Abandoned(BaseException):
-    """Leaves a computation that a signal has made pointless."""
+    """Leaves a computation whose result a signal has made useless."""

@@ -1,51 +1,47 @@
-"""Training: one epoch at a time, and nothing else. Reporting, validation and checkpoints are the caller's.
+"""Training, one epoch at a time: score -> fitness -> update (spec section 7).
 
 An epoch is a transaction: parameters, states and the epoch number change together at its end, so an interrupt in the
-middle of one leaves the trainer as it was before it.
+middle of one leaves the trainer as it was before it. Validation, metrics and checkpoints are the caller's.
 
-In a job of several processes (distributed.py) each rank scores the members of its share of the lanes. All noise is a
-function of the seed, so what has to travel is one sign a pair; with it every rank makes the same update.
+In a job of several processes each rank scores the members of its share of the lanes; `ranks/exchange.py` makes the
+fitness of all pairs out of it.
 """
 
 from __future__ import annotations
 
-import struct
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
 from nanoegg_mlx.config import Config
-from nanoegg_mlx.core.params import Params, check_params, init_params, leaves, split_leaves
-from nanoegg_mlx.core.update import alpha_at, differences, fitness, fitness_of, step, threshold_at
+from nanoegg_mlx.core.params import Params, check_params, init_params, leaves
+from nanoegg_mlx.core.update import alpha_at, threshold_at
 from nanoegg_mlx.engines import make_engine
 from nanoegg_mlx.errors import InputError
-from nanoegg_mlx.ranks import score_stats as tally
+from nanoegg_mlx.ranks.exchange import Exchange
 from nanoegg_mlx.ranks.partition import gather_states, members_of
-from nanoegg_mlx.ranks.score_stats import Tally
+from nanoegg_mlx.ranks.score_stats import ScoreStats
 from nanoegg_mlx.ranks.world import World
-from nanoegg_mlx.store.fitness_log import pack_fitness, unpack_fitness
 from nanoegg_mlx.store.tokens import Lanes
 
 _SPAN_BYTES = 32 << 20
-"""Tokens and new states that are handed over at a time: bounds what a large population needs beside its states."""
-_HEAD = struct.Struct(f"<Bd{tally.SIZE}s")
-"""Of a rank's message about its members: its flag, the seconds of its last update, and the tally of its scores. The
-pairs' signs or differences follow."""
+"""Tokens and new states handed to the engine at a time: bounds the memory of a large population beside its states."""
 
 
 @dataclass(frozen=True)
 class EpochResult:
-    """What one epoch did."""
+    """Results of one epoch."""
 
     epoch: int
     """Number of the epoch, from 0."""
     scores: np.ndarray
     """(N,) int32, each member's log-likelihood of its tokens in sixteenths of a bit; on one of several ranks those of
     its own members."""
-    tally: Tally
+    score_stats: ScoreStats
     """Of the scores of all members."""
     fitness: np.ndarray
     """(N/2,) int8, each pair's."""
@@ -58,7 +54,7 @@ class EpochResult:
     """Tokens that the population read, N T."""
     generate_seconds: float
     exchange_seconds: float
-    """Until all ranks' fitness was there: waiting for slower ranks, and the network. 0 for one process."""
+    """Until the fitness of all ranks was received. 0 for one process."""
     update_seconds: float
     sharded: bool = False
     """Whether each rank summed the votes of its own pairs only."""
@@ -70,45 +66,64 @@ class EpochResult:
 
     @property
     def loss_mean(self) -> float:
-        """Of all members, in bits per byte; so are the others."""
-        return -self.tally.mean / self._sixteenths
+        """Over all members, in bits per byte; so are the others."""
+        return -self.score_stats.mean / self._sixteenths
 
     @property
     def loss_min(self) -> float:
-        return -self.tally.most / self._sixteenths
+        return -self.score_stats.most / self._sixteenths
 
     @property
     def loss_max(self) -> float:
-        return -self.tally.least / self._sixteenths
+        return -self.score_stats.least / self._sixteenths
 
     @property
     def loss_std(self) -> float:
-        return self.tally.std / self._sixteenths
+        return self.score_stats.std / self._sixteenths
 
     @property
     def _sixteenths(self) -> int:
-        """What a score of sixteenths of a bit is divided by: 16 T."""
-        return 16 * (self.tokens // self.tally.count)
+        """Divisor from a member's score to bits per byte: 16 T."""
+        return 16 * (self.tokens // self.score_stats.count)
 
     @property
     def tokens_per_second(self) -> float:
         return self.tokens / (self.generate_seconds + self.exchange_seconds + self.update_seconds)
 
+    def figures(self) -> dict[str, Any]:
+        """The epoch's figures under the names that they have in metrics.jsonl (store/metrics.py describes them)."""
+        return {
+            "loss_mean": self.loss_mean,
+            "loss_min": self.loss_min,
+            "loss_max": self.loss_max,
+            "loss_std": self.loss_std,
+            "ties": float(np.mean(self.fitness == 0)),
+            "moved_matrix": self.moved["matrix"],
+            "moved_vector": self.moved["vector"],
+            "alpha": self.alpha,
+            "threshold": self.threshold,
+            "tokens_per_second": self.tokens_per_second,
+            "generate_seconds": self.generate_seconds,
+            "update_seconds": self.update_seconds,
+            "exchange_seconds": self.exchange_seconds,
+            "sharded": self.sharded,
+        }
+
 
 @dataclass(frozen=True)
 class Epoch:
-    """An epoch's outcome, not yet the trainer's state."""
+    """A computed epoch that is not yet the trainer's state."""
 
     result: EpochResult
     params: Params
     states: np.ndarray
     """(N, L, D) int8, of the rank's own members."""
     flags: tuple[int, ...]
-    """What each rank gave `propose` as its flag."""
+    """The flag that each rank passed to `propose`."""
 
 
 class Trainer:
-    """The state of a run and its one operation, `step`, in two halves for those who need to stop between them."""
+    """The state of a run and its one operation, `step`; `propose` and `accept` are its two halves."""
 
     def __init__(
         self,
@@ -120,14 +135,14 @@ class Trainer:
         epoch: int = 0,
         world: World | None = None,
     ) -> None:
-        """Starts a run, or continues one from what a checkpoint holds.
+        """Starts a run, or continues one from the content of a checkpoint.
 
         Args:
             config: the run's configuration.
             train_tokens: (size,) uint8; may be memory-mapped.
-            params: leaf name -> int8 array; initial ones of the seed if not given.
+            params: leaf name -> int8 array; the initial ones of the seed if not given.
             states: (N, L, D) int8, every member's hidden state; zeros if not given. On one of several ranks those of
-                its own members (shares.members_of).
+                its own members (ranks.partition.members_of).
             epoch: epochs already done.
             world: the job's processes; by default this one alone.
 
@@ -145,13 +160,12 @@ class Trainer:
         self._states = np.zeros(shape, np.int8) if states is None else np.array(states)
         if self._states.shape != shape or self._states.dtype != np.int8:
             raise InputError(
-                f"The member states are {self._states.dtype} of shape {self._states.shape}; population, n_layer and "
-                f"n_embd make them int8 of shape {shape}."
+                f"The array of member states is {self._states.dtype} of shape {self._states.shape}; for this "
+                f"population, n_layer and n_embd it must be int8 of shape {shape}."
             )
         self.epoch = epoch
         self.engine = make_engine(config.replace(threads=world.threads(config.threads)))
-        self._choice = UpdateChoice(config.update, world.size)
-        self._update_seconds = 0.0
+        self._exchange = Exchange(config, world)
 
     @property
     def states(self) -> mx.array:
@@ -159,7 +173,7 @@ class Trainer:
         return mx.array(self._states)
 
     def gather_states(self) -> np.ndarray | None:
-        """(N, L, D) int8, every member's hidden state on rank 0, and None on the others. All ranks call it together."""
+        """(N, L, D) int8, every member's hidden state, on rank 0; None on the others. All ranks call it together."""
         return gather_states(self._states, self.config, self.world)
 
     def step(self) -> EpochResult:
@@ -169,40 +183,40 @@ class Trainer:
         return epoch.result
 
     def propose(self, flag: Callable[[], int] = lambda: 0) -> Epoch:
-        """Computes the next epoch and changes nothing that it computes from.
+        """Computes the next epoch and leaves the trainer's state as it is.
 
         Args:
-            flag: asked when the rank's members are scored; its answer, 0 to 255, reaches all ranks with this epoch.
+            flag: called after the rank's members are scored; its result, 0 to 255, reaches all ranks with this epoch.
         """
         started = time.perf_counter()
-        scores, states = self._generate()
-        generated = time.perf_counter()
-        pair_fitness, total, flags, waited = self._exchange(scores, flag, generated - started)
-        sharded = self._choice.sharded
-        params = self._update(pair_fitness, sharded)
-        finished = time.perf_counter()
-        self._update_seconds = finished - generated - waited
+        scores, states = self._score()
+        scored = time.perf_counter()
+        gathered = self._exchange.gather_fitness(scores, self.epoch, flag, expected=scored - started)
+        sharded = self._exchange.sharded
+        params = self._exchange.update(self.engine, self.params, gathered.fitness, self.epoch)
+        updated = time.perf_counter()
         result = EpochResult(
             epoch=self.epoch,
             scores=scores,
-            tally=total,
-            fitness=pair_fitness,
+            score_stats=gathered.scores,
+            fitness=gathered.fitness,
             alpha=alpha_at(self.config, self.epoch),
             threshold=threshold_at(self.config, self.epoch),
             moved=moved_shares(self.config, self.params, params),
             tokens=self.config.population * self.config.tokens_per_update,
-            generate_seconds=generated - started,
-            exchange_seconds=waited,
-            update_seconds=self._update_seconds,
+            generate_seconds=scored - started,
+            exchange_seconds=gathered.seconds,
+            update_seconds=updated - scored - gathered.seconds,
             sharded=sharded,
         )
-        return Epoch(result, params, states, flags)
+        return Epoch(result, params, states, gathered.flags)
 
     def accept(self, epoch: Epoch) -> None:
-        """Makes the outcome of `propose` the trainer's state."""
+        """Makes the result of `propose` the trainer's state."""
         self.params, self._states, self.epoch = epoch.params, epoch.states, epoch.result.epoch + 1
 
-    def _generate(self) -> tuple[np.ndarray, np.ndarray]:
+    def _score(self) -> tuple[np.ndarray, np.ndarray]:
+        """Scores (members,) int32 and new states (members, L, D) int8 of this rank's members."""
         config = self.config
         inputs, targets = self.lanes.batch(self.epoch)
         scores = np.empty(len(self.members), np.int32)
@@ -217,87 +231,6 @@ class Trainer:
             )
             scores[part], states[part] = scored.scores, scored.states
         return scores, states
-
-    def _exchange(
-        self, scores: np.ndarray, flag: Callable[[], int], seconds: float
-    ) -> tuple[np.ndarray, Tally, tuple[int, ...], float]:
-        """From this rank's scores to every pair's fitness (N/2,), all scores' tally, the flags, and seconds waited."""
-        config, world = self.config, self.world
-        if world.size == 1:
-            return fitness(scores, config.fast_fitness), Tally.of(scores), (flag(),), 0.0
-        pairs = [len(members_of(config, world, rank)) // 2 for rank in range(world.size)]
-        if config.fast_fitness:
-            body = pack_fitness(fitness(scores, fast=True), fast=True)
-            width = -(-max(pairs) // 5)
-        else:
-            body = differences(scores).astype(np.int32).tobytes()
-            width = 4 * max(pairs)
-        head = _HEAD.pack(flag(), self._update_seconds, Tally.of(scores).pack())
-        mine = np.frombuffer((head + body).ljust(_HEAD.size + width, b"\0"), np.uint8)
-        started = time.perf_counter()
-        rows = world.gather(mine, f"the fitness of epoch {self.epoch}", expected=seconds)
-        waited = time.perf_counter() - started
-        heads = [_HEAD.unpack(row[: _HEAD.size].tobytes()) for row in rows]
-        bodies = [row[_HEAD.size :] for row in rows]
-        if config.fast_fitness:
-            parts = [
-                unpack_fitness(row[: -(-count // 5)].tobytes(), count, fast=True)
-                for row, count in zip(bodies, pairs, strict=True)
-            ]
-            pair_fitness = np.concatenate(parts)
-        else:
-            parts = [row[: 4 * count].view(np.int32) for row, count in zip(bodies, pairs, strict=True)]
-            pair_fitness = fitness_of(np.concatenate(parts), fast=False)
-        self._choice.heard(max(head[1] for head in heads))
-        total = Tally.sum(Tally.unpack(head[2]) for head in heads)
-        return pair_fitness, total, tuple(head[0] for head in heads), waited
-
-    def _update(self, pair_fitness: np.ndarray, sharded: bool) -> Params:
-        if not sharded:
-            return self.engine.update(self.params, pair_fitness, self.epoch)
-        started = time.perf_counter()
-        pairs = range(self.members.start // 2, self.members.stop // 2)
-        Z = self.engine.votes(self.params, pair_fitness, pairs, self.epoch)
-        flat = mx.concatenate([Z[leaf.name].reshape(-1) for leaf in leaves(self.config)])
-        mx.eval(flat)
-        seconds = time.perf_counter() - started
-        if flat.dtype == mx.int64:
-            # That is for the worst case; where the sums of all ranks are seen to fit, half the bytes do.
-            most = np.array([np.abs(np.array(flat)).max()], np.int64).view(np.uint8)
-            largest = self.world.gather(most, f"the largest votes of epoch {self.epoch}", expected=seconds)
-            if np.ascontiguousarray(largest).view(np.int64).sum() < 2**31:
-                flat = flat.astype(mx.int32)
-        flat = self.world.sum(flat, f"the votes of epoch {self.epoch}", expected=seconds)
-        return step(self.params, split_leaves(flat, self.config), self.config, self.epoch)
-
-
-class UpdateChoice:
-    """Whether a job's ranks each sum all votes, or each those of its own pairs: what is asked for, or measured faster.
-
-    Both give the same bits. A replicated update takes as long for any number of ranks, since each sums the votes of the
-    whole population; a sharded one takes a share of that, and makes each rank send the sums: up to 8 bytes for each
-    parameter, 16 in the rare case that they need int64. `auto` tries each twice, and keeps what was faster the second
-    time, as measured by the slowest rank.
-    """
-
-    _TRIALS = (False, True, False, True)
-
-    def __init__(self, wanted: str, ranks: int) -> None:
-        self.sharded = wanted == "sharded" and ranks > 1
-        """What the next update is."""
-        self._seconds: list[float] | None = [] if wanted == "auto" and ranks > 1 else None
-
-    def heard(self, seconds: float) -> None:
-        """Takes in how long the slowest rank's last update took, the same number on all ranks; 0 before the first."""
-        if self._seconds is None:
-            return
-        self._seconds.append(seconds)
-        done = len(self._seconds) - 1
-        if done < len(self._TRIALS):
-            self.sharded = self._TRIALS[done]
-            return
-        replicated, sharded = self._seconds[-2:]
-        self.sharded, self._seconds = sharded < replicated, None
 
 
 def moved_shares(config: Config, before: Params, after: Params) -> dict[str, float]:

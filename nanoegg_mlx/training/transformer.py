@@ -1,25 +1,23 @@
-"""The comparison of the paper's kind: a byte-level transformer of the same depth and width, trained by backpropagation.
+"""A byte-level transformer of the same depth and width, trained by backpropagation, for comparison as in the paper.
 
-It reads what a run of the same config reads: an epoch's batch is the S lanes x T tokens of spec section 6, and one step
-of stochastic gradient descent is taken on it. Its context are the tokens_per_update bytes of its window and no more,
-while the recurrent model carries its state along. Validation takes the rows of section 8, window by window.
-The figures go into a metrics.jsonl like a run's, so that both curves lie on one plot; `tokens` counts the bytes of text
-that were read, each lane's once, and not a population's.
+It reads the text of a run of the same config: an epoch's batch is the S lanes x T tokens of spec section 6, with one
+step of stochastic gradient descent. Its context is the window of tokens_per_update bytes, while the recurrent model
+keeps its state from epoch to epoch. Validation reads the rows of section 8, window by window. The figures are written
+to a metrics.jsonl like a run's, so that one plot can show both curves; `tokens` counts each lane's bytes once.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import math
 import signal
-import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -32,11 +30,11 @@ from nanoegg_mlx.config import Config
 from nanoegg_mlx.errors import InputError, check_settings
 from nanoegg_mlx.measure.evaluate import validation_rows
 from nanoegg_mlx.store.durable import HashedFile, Lock, write_file
-from nanoegg_mlx.store.metrics import MetricsFile, Record, resident_mb
+from nanoegg_mlx.store.metrics import MetricsFile, Record, record, resident_mb
 from nanoegg_mlx.store.tokens import Lanes
-from nanoegg_mlx.training.caches import Corpus
-from nanoegg_mlx.training.recorder import new_folder
-from nanoegg_mlx.training.signals import Stop
+from nanoegg_mlx.training.caches import Caches
+from nanoegg_mlx.training.launch import new_folder
+from nanoegg_mlx.training.signals import StopSignals
 
 _HEAD = 64
 """Width of an attention head."""
@@ -44,13 +42,13 @@ _HEAD = 64
 
 @dataclass(frozen=True)
 class Descent:
-    """How the gradient is followed. Raises InputError, naming the value and its range, for a bad one."""
+    """Settings of the gradient descent. Raises InputError, naming the value and its range, for a bad one."""
 
     learning_rate: float = 0.03
-    """Six layers of width 256 diverge at first with 0.1; small models bear, and need, more."""
+    """Six layers of width 256 diverge at first with 0.1; small models allow, and need, more."""
     momentum: float = 0.9
     micro_batch: int = 64
-    """Windows that a gradient is worked out for at a time: bounds memory, and changes nothing but rounding."""
+    """Windows in one gradient computation: bounds memory, and changes only rounding."""
 
     def __post_init__(self) -> None:
         rules = {
@@ -70,7 +68,7 @@ class Transformer(nn.Module):
         width = config.n_embd
         if width > _HEAD and width % _HEAD:
             raise InputError(
-                f"n_embd = {width} cannot be cut into attention heads; it has to be a multiple of {_HEAD}, or less."
+                f"n_embd is {width}; it must be a multiple of the attention heads' width {_HEAD}, or less than that."
             )
         self.tokens = nn.Embedding(config.vocab_size, width)
         self.positions = nn.Embedding(config.tokens_per_update, width)
@@ -87,7 +85,7 @@ class Transformer(nn.Module):
 
 
 class Learner:
-    """A transformer's parameters and the optimiser that moves them. The seed is the config's."""
+    """A transformer's parameters and their optimiser. The seed is the config's."""
 
     def __init__(self, config: Config, descent: Descent) -> None:
         mx.random.seed(config.seed)
@@ -112,7 +110,7 @@ class Learner:
 
     @property
     def size(self) -> int:
-        """How many numbers the parameters are."""
+        """The number of parameters."""
         return sum(value.size for value in self.named_params().values())
 
     def named_params(self) -> dict[str, mx.array]:
@@ -135,7 +133,7 @@ class Learner:
         return total / inputs.size, tree_map(lambda gradient: gradient * scale, sums)
 
     def step(self, gradients: Any) -> None:
-        """Moves the parameters along."""
+        """One step of the optimiser."""
         self.params = self.optimizer.apply_gradients(gradients, self.params)
         mx.eval(self.params, self.optimizer.state)
 
@@ -152,24 +150,40 @@ class Learner:
         return (slice(first, first + self.micro_batch) for first in range(0, size, self.micro_batch))
 
 
-def train(config: Config, descent: Descent, as_json: bool = False) -> int:
+@dataclass(frozen=True)
+class TransformerOutcome:
+    """The end of a transformer's training."""
+
+    folder: Path
+    parameters: int
+    """Number of them."""
+    validation: Record | None
+    """The last line of the metrics with a validation."""
+    stopped: signal.Signals | None
+    """The signal that ended the training before its last epoch."""
+
+
+def train(config: Config, descent: Descent, message: Callable[[str], object] = lambda text: None) -> TransformerOutcome:
     """Trains a transformer for `config.num_epochs` epochs into `<checkpoints>/<name>-transformer`, a new folder.
 
-    It holds metrics.jsonl, transformer.json (config and descent), and at the end model.safetensors.
+    The folder gets metrics.jsonl, transformer.json (config and descent), and at the end, or after SIGINT or SIGTERM,
+    model.safetensors.
 
-    Returns:
-        The command's exit code: 0 also after SIGTERM, 130 after Ctrl-C; the model is saved as it is then.
+    Args:
+        config: sizes, lanes, caches and epochs, as for a run.
+        descent: settings of the gradient descent.
+        message: receives the lines of a log.
 
     Raises:
-        InputError: config and caches do not fit, and nothing has been written then; or the loss is no number any more.
+        InputError: config and caches do not fit, and nothing has been written then; or the loss is not finite.
     """
-    corpus = Corpus(config)
-    lanes = Lanes(corpus.train, config)
-    rows = validation_rows(corpus.valid, config.validation_batch_size)
+    caches = Caches(config)
+    lanes = Lanes(caches.train, config)
+    rows = validation_rows(caches.valid, config.validation_batch_size)
     learner = Learner(config, descent)
-    with ExitStack() as stack:
+    with ExitStack() as held:
         folder = new_folder(config.replace(name=f"{config.name}-transformer"))
-        stack.callback(Lock(folder).release)
+        held.callback(Lock(folder).release)
         about = {
             "config": dataclasses.asdict(config),
             "descent": dataclasses.asdict(descent),
@@ -177,25 +191,28 @@ def train(config: Config, descent: Descent, as_json: bool = False) -> int:
         }
         write_file(folder / "transformer.json", json.dumps(about, indent=2).encode())
         lines = MetricsFile(folder / "metrics.jsonl", 0)
-        stack.callback(lines.close)
-        say(
+        held.callback(lines.close)
+        message(
             f"{folder}: transformer of {learner.size:,} parameters, {config.n_layer} layer{'s' * (config.n_layer > 1)}"
             f", {config.n_embd} wide, {config.num_epochs} epochs of {config.lanes} x {config.tokens_per_update} tokens"
         )
-        with Stop() as stop:
-            _epochs(config, learner, lanes, rows, lines, stop)
+        with StopSignals() as stop:
+            _epochs(config, learner, lanes, rows, lines, stop, message)
             with HashedFile(folder / "model.safetensors") as file:
                 mx.save_safetensors(file, learner.named_params())
                 file.finish()
-    last = lines.last_validation
-    if as_json:
-        print(json.dumps({"run": str(folder), "parameters": learner.size, **(last or {})}))
-    elif last:
-        print(f"{folder}: {last['validation']:.4f} bits per byte of the validation set after {last['epoch']} epochs")
-    return 130 if stop.signal == signal.SIGINT else 0
+    return TransformerOutcome(folder, learner.size, lines.last_validation, stop.signal)
 
 
-def _epochs(config: Config, learner: Learner, lanes: Lanes, rows: np.ndarray, lines: MetricsFile, stop: Stop) -> None:
+def _epochs(
+    config: Config,
+    learner: Learner,
+    lanes: Lanes,
+    rows: np.ndarray,
+    lines: MetricsFile,
+    stop: StopSignals,
+    message: Callable[[str], object],
+) -> None:
     """Trains until the last epoch or a signal; each line is written when its epoch is done."""
     started = time.perf_counter()
     context, tokens = config.tokens_per_update, 0
@@ -210,7 +227,7 @@ def _epochs(config: Config, learner: Learner, lanes: Lanes, rows: np.ndarray, li
             loss, gradients = computed
             if not math.isfinite(loss):
                 rate = float(learner.optimizer.learning_rate)
-                raise InputError(f"The loss is {loss} in epoch {epoch}; learning_rate = {rate:g} has to be smaller.")
+                raise InputError(f"The loss of epoch {epoch} is {loss}; learning_rate must be below {rate:g}.")
             learner.step(gradients)
             tokens += inputs.size
             figures = {"loss_mean": loss, "tokens_per_second": inputs.size / (time.perf_counter() - begun)}
@@ -218,40 +235,12 @@ def _epochs(config: Config, learner: Learner, lanes: Lanes, rows: np.ndarray, li
         if epoch in (0, config.num_epochs) or (config.validate_every and epoch % config.validate_every == 0):
             validation = stop.attempt(partial(learner.evaluate, rows, context))
         lines.append(
-            {"epoch": epoch, "tokens": tokens, **figures, "validation": validation, "validation_exact": validation}
+            record(epoch, tokens, figures, validation, validation)
             | {"seconds": time.perf_counter() - started, "rss_mb": resident_mb()}
         )
         if figures:
-            say(f"epoch {epoch}: loss {figures['loss_mean']:.4f}, {figures['tokens_per_second']:,.0f} tokens/s")
+            message(f"epoch {epoch}: loss {figures['loss_mean']:.4f}, {figures['tokens_per_second']:,.0f} tokens/s")
         if validation is not None:
-            say(f"epoch {epoch}: validation {validation:.4f} bits per byte")
+            message(f"epoch {epoch}: validation {validation:.4f} bits per byte")
         if stop.signal:
             return
-
-
-def say(text: str) -> None:
-    """A line on standard error."""
-    print(text, file=sys.stderr)
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `nanoegg baseline transformer`, beside the config's."""
-    parser.description = (
-        "Trains a byte-level transformer by SGD on the batches that a run with the same config reads, into a new "
-        "folder <name>-transformer under --checkpoints, with a metrics.jsonl like a run's. Every key of the config is "
-        "an option; population and group_size say how many lanes are read."
-    )
-    group = parser.add_argument_group("gradient descent")
-    default = Descent()
-    group.add_argument(
-        "--learning-rate", type=float, default=default.learning_rate, metavar="X", help="(default: %(default)s)"
-    )
-    group.add_argument("--momentum", type=float, default=default.momentum, metavar="X", help="(default: %(default)s)")
-    group.add_argument(
-        "--micro-batch",
-        type=int,
-        default=default.micro_batch,
-        metavar="N",
-        help="windows in memory at a time, whose gradients are added up (default: %(default)s)",
-    )
-    parser.add_argument("--json", action="store_true", help="print one JSON object at the end")

@@ -16,11 +16,11 @@ import pytest
 from nanoegg_mlx import Config, InputError, init_params, validate
 from nanoegg_mlx.cli import main
 from nanoegg_mlx.engines import make_engine
-from nanoegg_mlx.measure.code_lengths import RowTally
+from nanoegg_mlx.measure.code_lengths import CodeLengths
 from nanoegg_mlx.measure.evaluate import evaluate, summarise, validation_rows
 from nanoegg_mlx.store import checkpoint
-from nanoegg_mlx.training import run
 from tests import oracle
+from tests.tiny import train
 from tests.traces import ENGINES, pseudo_text
 
 CONFIG = Config(n_layer=2, n_embd=20, population=2, validation_batch_size=3)
@@ -101,19 +101,22 @@ def documents_of(tokens: np.ndarray, rows: int, code_lengths: np.ndarray) -> tup
     return list(documents.values()), positions
 
 
-def tally_of(tokens: np.ndarray, rows: int, code_lengths: np.ndarray, window: int, group: int) -> RowTally:
+def code_lengths_of(tokens: np.ndarray, rows: int, code_lengths: np.ndarray, window: int, group: int) -> CodeLengths:
     """Read in windows of tokens and groups of rows."""
     width = len(tokens) // rows
     inputs = tokens[: rows * width].reshape(rows, width)[:, :-1]
-    tallies = []
+    parts = []
     for first in range(0, rows, group):
         part = slice(first, first + group)
-        tally = RowTally(len(inputs[part]))
+        sums = CodeLengths(len(inputs[part]))
         for start in range(0, width - 1, window):
             lengths = code_lengths[part, start : start + window]
-            tally.add(inputs[part, start : start + window], -np.rint(16 * lengths).sum(axis=1).astype(int), lengths)
-        tallies.append(tally)
-    return RowTally.joined(tallies)
+            sums.add(inputs[part, start : start + window], -np.rint(16 * lengths).sum(axis=1).astype(int), lengths)
+        parts.append(sums)
+    whole = CodeLengths(0)
+    for name in vars(whole):
+        setattr(whole, name, np.concatenate([getattr(part, name) for part in parts]))
+    return whole
 
 
 @pytest.mark.parametrize("share", [0, 0.003, 0.1, 0.6, 1])
@@ -125,7 +128,7 @@ def test_documents_and_positions_against_a_plain_loop(share: float, rows: int) -
     width = len(tokens) // rows
     lengths = random.gamma(2, 2, (rows, width - 1))
     documents, positions = documents_of(tokens, rows, lengths)
-    tally = tally_of(tokens, rows, lengths, 16, rows)
+    tally = code_lengths_of(tokens, rows, lengths, 16, rows)
 
     assert tally.exact_bits_per_byte() == pytest.approx(lengths.mean(), rel=1e-12)
     assert tally.bits_per_byte() == pytest.approx(lengths.mean(), abs=0.05)
@@ -155,8 +158,8 @@ def test_groups_of_rows_do_not_show(group: int) -> None:
     random = np.random.default_rng(5)
     tokens = np.where(random.random(3000) < 0.02, 0, 65).astype(np.uint8)
     lengths = random.gamma(2, 2, (10, 299))
-    whole = tally_of(tokens, 10, lengths, 16, 10)
-    parts = tally_of(tokens, 10, lengths, 16, group)
+    whole = code_lengths_of(tokens, 10, lengths, 16, 10)
+    parts = code_lengths_of(tokens, 10, lengths, 16, group)
     assert summarise(parts, 0.0) == summarise(whole, 0.0)
 
 
@@ -201,7 +204,7 @@ def test_the_command_says_how_sure_it_is(
     config = CONFIG.replace(
         tokens_per_update=5, train="train.npy", valid="valid.npy", checkpoints="runs", name="t", num_epochs=1
     )
-    assert run.train(config) == 0
+    train(config)
     evaluation = evaluate(checkpoint.load("runs/t").params, tokens, config)
     capsys.readouterr()
     assert main(["eval", "runs/t", "--json"]) == 0

@@ -21,9 +21,8 @@ from nanoegg_mlx.cli import main
 from nanoegg_mlx.engines import make_engine
 from nanoegg_mlx.measure.sample import Sampling, _draws, choose, generate, power_table, readable, text_of, weights
 from nanoegg_mlx.store import checkpoint
-from nanoegg_mlx.training import run
 from tests import oracle
-from tests.tiny import work_in
+from tests.tiny import resume, train, work_in
 from tests.traces import ENGINES, pseudo_text
 
 CONFIG = Config(n_layer=2, n_embd=20, population=2)
@@ -229,7 +228,7 @@ def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         population=8, tokens_per_update=5, train="train.npy", valid="valid.npy", checkpoints="runs", name="t",
         num_epochs=4, validate_every=2, validation_batch_size=4, sample_bytes=30,
     )  # fmt: skip
-    assert run.train(config) == 0
+    train(config)
     return "runs/t"
 
 
@@ -240,13 +239,13 @@ def test_samples_in_the_log(trained: str, capsys: pytest.CaptureFixture[str]) ->
     assert [line["epoch"] for line in lines if "sample" in line] == [0, 2, 4]
     assert lines[-1]["sample"] == text_of(generate(opened.params, opened.config, tokens=30))
 
-    assert run.train(opened.config.replace(sample_bytes=0, name="silent")) == 0
+    train(opened.config.replace(sample_bytes=0, name="silent"))
     silent = checkpoint.load("runs/silent")
     for name, value in silent.params.items():
         assert np.array_equal(np.array(value), np.array(opened.params[name]))
     assert "sample" not in Path("runs/silent/metrics.jsonl").read_text()
     assert "  | " not in capsys.readouterr().err
-    assert run.resume(Path("runs/silent"), {"sample_bytes": 10, "num_epochs": 6}) == 0
+    resume(Path("runs/silent"), {"sample_bytes": 10, "num_epochs": 6})
     line = json.loads(Path("runs/silent/metrics.jsonl").read_text().splitlines()[-1])
     assert "  | " + line["sample"].replace("\n", "\n  | ") in capsys.readouterr().err
 

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +16,14 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from nanoegg_mlx import Config, InputError, Trainer, init_params
+from nanoegg_mlx import Config, InputError
 from nanoegg_mlx.core import update as evolve
-from nanoegg_mlx.engines import make_engine
-from nanoegg_mlx.errors import JobError
-from nanoegg_mlx.ranks.partition import members_of
-from nanoegg_mlx.ranks.score_stats import Tally, sum_of_squares
-from nanoegg_mlx.ranks.world import World, launched_backend
 from nanoegg_mlx.store import checkpoint
 from nanoegg_mlx.store.durable import Lock
-from nanoegg_mlx.store.fitness_log import read_votes
+from nanoegg_mlx.store.fitness_log import read_fitness_log
 from nanoegg_mlx.store.metrics import read_metrics
-from nanoegg_mlx.training import run
-from nanoegg_mlx.training.trainer import UpdateChoice
 from tests.jobs import TRAIN, Job, free_ports
-from tests.tiny import work_in
+from tests.tiny import branch, train, work_in
 from tests.traces import ENGINES, pseudo_text
 from tests.training.test_run import TIMES
 
@@ -58,16 +50,16 @@ ALL = """
 from pathlib import Path
 import mlx.core as mx
 from nanoegg_mlx import Config
-from nanoegg_mlx.ranks import world as distributed
-from nanoegg_mlx.training import run
-from nanoegg_mlx.ranks import partition as shares
-distributed._PIECE, shares._PIECE = 9000, 300  # so that all that travels does so in pieces
-world = distributed.join()
+from nanoegg_mlx.ranks import partition, world
+from nanoegg_mlx.ranks.join import join
+from tests.tiny import train
+world._PIECE, partition._PIECE = 9000, 300  # so that all data is sent in pieces
+world = join()
 print("threads", world.threads(0), world.threads(3))
 total = world.sum(mx.array([2**40 + world.rank], mx.int64), "the sum").item()
 assert total == sum(2**40 + rank for rank in range(world.size))
 for path in sorted(Path().glob("*.toml")):
-    assert run.train(Config.from_toml(path), world) == 0
+    train(Config.from_toml(path), world)
 """
 
 
@@ -92,13 +84,13 @@ def outcome(folder: Path) -> dict[str, Any]:
         "metrics": [
             {key: line[key] for key in line if key not in aside} for line in read_metrics(folder / "metrics.jsonl")
         ],
-        "votes": [(vote.epoch, vote.fitness.tobytes()) for vote in read_votes(folder / "votes.bin")],
+        "votes": [(vote.epoch, vote.fitness.tobytes()) for vote in read_fitness_log(folder / "votes.bin")],
     }
 
 
 def untouched(config: Config) -> dict[str, Any]:
     """The outcome of one process that nothing happens to."""
-    run.train(config.replace(checkpoints="peace"))
+    train(config.replace(checkpoints="peace"))
     return outcome(Path("peace") / config.name)
 
 
@@ -111,7 +103,7 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, An
     places = {"train": f"{folder}/train.npy", "valid": f"{folder}/valid.npy", "checkpoints": f"{folder}/runs"}
     outcomes = {}
     for name, config in VARIANTS.items():
-        run.train(config.replace(**places))
+        train(config.replace(**places))
         outcomes[name] = outcome(folder / "runs" / name)
     return outcomes
 
@@ -256,9 +248,8 @@ def test_a_rank_that_never_comes() -> None:
 IN_PIECES = """
 import sys
 from nanoegg_mlx import cli
-from nanoegg_mlx.ranks import world as distributed
-from nanoegg_mlx.ranks import partition as shares
-distributed._PIECE, shares._PIECE = 9000, 300
+from nanoegg_mlx.ranks import partition, world
+world._PIECE, partition._PIECE = 9000, 300
 sys.exit(cli.main())
 """
 
@@ -266,7 +257,7 @@ sys.exit(cli.main())
 def test_hosts_that_share_nothing() -> None:
     """Only rank 0 sees the run; the others have caches of their own, and half of them another engine."""
     config = CONFIG.replace(num_epochs=6, update="sharded", n_layer=2)
-    run.train(config.replace(num_epochs=3))
+    train(config.replace(num_epochs=3))
     expected = untouched(config)
     for name in ("train.npy", "valid.npy"):
         shutil.copy(name, f"other-{name}")
@@ -289,15 +280,15 @@ CORRUPT = """
 import sys
 import mlx.core as mx, numpy as np
 from nanoegg_mlx import cli
-from nanoegg_mlx.training import trainer as train
-accept = train.Trainer.accept
+from nanoegg_mlx.training.trainer import Trainer
+accept = Trainer.accept
 def corrupted(trainer, epoch):
     accept(trainer, epoch)
     if trainer.epoch == 5 and trainer.world.rank == 1:
         emb = np.array(trainer.params["emb"])
         emb[200, 3] ^= 1
         trainer.params = {**trainer.params, "emb": mx.array(emb)}
-train.Trainer.accept = corrupted
+Trainer.accept = corrupted
 sys.exit(cli.main())
 """
 
@@ -320,10 +311,15 @@ def test_a_rank_that_goes_astray(check_every: int, checkpoint_every: int, found:
 @pytest.mark.parametrize(
     ("options", "own", "speaker", "message"),
     [
-        ([], "--alpha=2", 0, "Rank 1 differs from rank 0 in its configuration: alpha = 2.0 (rank 0: 4.0)"),
-        ([], "--train=other.npy", 0, "Rank 1 differs from rank 0 in the content of its caches: train = "),
+        ([], "--alpha=2", 0, "Rank 1 differs from rank 0 in its configuration: alpha is 2.0 (rank 0: 4.0)"),
+        ([], "--train=other.npy", 0, "Rank 1 differs from rank 0 in the content of its caches: train is "),
         ([], "--train=none.npy", 1, "Rank 1: There is no token cache none.npy"),
-        (["--population=4"], "--population=4", 0, "The job has 2 processes, but population = 4 in groups of 4 makes 1"),
+        (
+            ["--population=4"],
+            "--population=4",
+            0,
+            "The number of processes is 2; it must be at most 1, ",
+        ),
         (["--resume=nowhere"], "--engine=mlx", 0, "There is no run to resume in nowhere"),
     ],
 )
@@ -341,137 +337,11 @@ def test_refusals(options: list[str], own: str, speaker: int, message: str) -> N
 def test_branches(corpus: Path) -> None:
     """A branch of a job's run is that of one process's; only rank 0 needs to see the source."""
     config = CONFIG.replace(num_epochs=6)
-    run.train(config)
-    run.branch(FOLDER, 3, {"name": "alone"})
-    run.branch(FOLDER, 2, {"name": "votes"})
+    train(config)
+    branch(FOLDER, 3, {"name": "alone"})
+    branch(FOLDER, 2, {"name": "votes"})
     for name, source in (("alone", "runs/t@3"), ("votes", "runs/t@2")):
         job = Job(2, *TRAIN, f"--name={name}",
                   own=lambda rank, source=source: [f"--branch={source if rank == 0 else 'elsewhere@1'}"])  # fmt: skip
         assert job.wait() == [0, 0]
         assert outcome(Path(f"runs/{name}-2")) == outcome(Path(f"runs/{name}"))
-
-
-# Without processes.
-
-
-class Part(World):
-    """One of several ranks, for what needs no messages."""
-
-    def __init__(self, rank: int, size: int) -> None:
-        super().__init__()
-        self.rank, self.size = rank, size
-
-
-@pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("fast", [True, False])
-def test_votes_by_shares_sum_to_the_update(engine: str, fast: bool) -> None:
-    config = CONFIG.replace(engine=engine, fast_fitness=fast, num_perturbations=8, n_layer=2, chunk=6)
-    params, hot = init_params(config), make_engine(config)
-    fitness = np.random.default_rng(0).integers(*((-1, 2) if fast else (-127, 128)), 14).astype(np.int8)
-    for size in (1, 3, 7):
-        Z = {name: mx.zeros(value.shape, evolve.vote_dtype(config)) for name, value in params.items()}
-        for rank in range(size):
-            members = members_of(config, Part(rank, size))
-            some = hot.votes(params, fitness, range(members.start // 2, members.stop // 2), 5)
-            assert all(some[name].dtype == evolve.vote_dtype(config) for name in params)
-            Z = {name: Z[name] + some[name] for name in params}
-        moved, expected = evolve.step(params, Z, config, 5), hot.update(params, fitness, 5)
-        assert all(np.array_equal(np.array(moved[name]), np.array(expected[name])) for name in params)
-    nothing = hot.votes(params, fitness, range(4, 4), 5)
-    assert not any(np.array(value).any() for value in nothing.values())
-
-
-def test_shares_cover_everything_once() -> None:
-    for count in (0, 1, 5, 7, 28):
-        for size in (1, 2, 3, 4, 7):
-            shares = [Part(rank, size).share(count) for rank in range(size)]
-            assert [i for share in shares for i in share] == list(range(count))
-            assert max(map(len, shares)) - min(map(len, shares)) <= 1
-            assert shares == [Part(0, size).share(count, rank) for rank in range(size)]
-    with pytest.raises(InputError, match="start at most 7"):
-        members_of(CONFIG, Part(0, 8))
-
-
-def test_a_tally_is_the_same_for_any_parts() -> None:
-    scores = np.random.default_rng(1).integers(-(2**31), 2**31, 1001).astype(np.int32)
-    whole = Tally.of(scores)
-    parts = [Tally.unpack(Tally.of(part).pack()) for part in np.array_split(scores, 4)]
-    assert Tally.sum([*parts[::-1], Tally.of(scores[:0])]) == whole
-    exact = scores.astype(object)
-    assert (whole.count, whole.total, whole.squares) == (1001, exact.sum(), (exact**2).sum())
-    assert (whole.least, whole.most) == (scores.min(), scores.max())
-    assert whole.mean == exact.sum() / 1001 and whole.std == pytest.approx(scores.astype(float).std(), rel=1e-12)
-    assert Tally.of(np.full(5, -3)).std == 0
-    assert sum_of_squares(np.full(9, -(2**31))) == 9 * 2**62
-    result = Trainer(CONFIG, pseudo_text(3000, 1)).step()
-    assert result.tally == Tally.of(result.scores)
-    assert (result.loss_min, result.loss_max) == (result.losses.min(), result.losses.max())
-    assert result.loss_mean == pytest.approx(result.losses.mean(), rel=1e-14)
-
-
-def test_the_choice_of_update() -> None:
-    def choices(wanted: str, ranks: int, seconds: list[float]) -> list[bool]:
-        choice, chosen = UpdateChoice(wanted, ranks), []
-        for before in seconds:
-            choice.heard(before)
-            chosen.append(choice.sharded)
-        return chosen
-
-    trials = [False, True, False, True]
-    assert choices("auto", 2, [0, 9, 1, 3, 2, 0, 0]) == [*trials, True, True, True]
-    assert choices("auto", 2, [0, 9, 1, 2, 3, 0, 0]) == [*trials, False, False, False]
-    assert choices("auto", 1, [0] * 6) == [False] * 6
-    assert choices("sharded", 2, [0] * 3) == [True] * 3
-    assert choices("replicated", 2, [0] * 3) == [False] * 3
-
-
-def test_who_was_launched(corpus: Path) -> None:
-    (corpus / "hosts").write_text('[["127.0.0.1:1"]]\n')
-    (corpus / "none").write_text("\n")
-    ring = {"MLX_RANK": "0", "MLX_HOSTFILE": "hosts"}
-    assert launched_backend({}) is None
-    assert launched_backend(ring) == "ring"
-    assert launched_backend({**ring, "MLX_HOSTFILE": "none"}) is None
-    assert launched_backend({"MLX_RANK": "1", "NCCL_HOST_IP": "10.0.0.1", "MLX_WORLD_SIZE": "2"}) == "nccl"
-    assert launched_backend({"MLX_RANK": "1", "MLX_IBV_DEVICES": "f", "MLX_JACCL_COORDINATOR": "a:1"}) == "jaccl"
-    assert launched_backend({"OMPI_COMM_WORLD_SIZE": "4"}) == "mpi" and launched_backend({"PMI_SIZE": "1"}) is None
-    with pytest.raises(InputError, match="MLX_HOSTFILE"):
-        launched_backend({**ring, "MLX_HOSTFILE": "missing"})
-
-
-def test_a_damaged_message(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A ring that falls apart has delivered garbage before it raised: nothing of that is taken for a score."""
-
-    class Group:
-        def rank(self) -> int:
-            return 0
-
-        def size(self) -> int:
-            return 2
-
-    def gather(mine: mx.array, group: Group) -> mx.array:
-        theirs = np.array(mine)
-        theirs[at] ^= flip
-        return mx.concatenate([mine, mx.array(theirs)])
-
-    monkeypatch.setattr(mx.distributed, "all_gather", gather)
-    at, flip = 0, 0
-    world = World(Group())  # type: ignore[arg-type]
-    message = np.arange(10, dtype=np.uint8)
-    before = world.sent
-    assert np.array_equal(world.gather(message, "x"), np.stack([message, message]))
-    assert world.sent == before + 14  # with a checksum of 4
-    for at in range(14):
-        flip = 1 << (at % 8)
-        with pytest.raises(JobError, match="waited for the fitness, but got it damaged from rank 1"):
-            world.gather(message, "the fitness")
-
-
-def test_one_process_is_a_world_without_messages() -> None:
-    world = World()
-    array = np.arange(6).reshape(3, 2)
-    assert world.gather_shares(array, 3, "x") is array and world.share(3) == range(3)
-    assert world.together(lambda: 5, "x") == world.on_root(lambda: 5, "x") == world.tell(5, "x") == 5
-    world.agree(asdict(CONFIG), "x")
-    world.compare(lambda: pytest.fail("nothing to compare"), "x")
-    assert (world.sent, world.threads(0), world.threads(2)) == (0, 0, 2)

@@ -22,8 +22,7 @@ from nanoegg_mlx.cli import main
 from nanoegg_mlx.show import tracking
 from nanoegg_mlx.store import checkpoint
 from nanoegg_mlx.store.metrics import WEIGHT_EDGES, read_metrics
-from nanoegg_mlx.training import run
-from tests.tiny import tiny_config, tiny_run
+from tests.tiny import resume, tiny_config, tiny_run
 
 
 @pytest.fixture(autouse=True)
@@ -103,7 +102,7 @@ def crash(folder: Path) -> None:
 def test_tensorboard(tmp_path: Path) -> None:
     folder = tiny_run(tmp_path, ("tensorboard",))
     crash(folder)
-    assert run.resume(folder, {"num_epochs": 14}, track=("tensorboard",)) == 0
+    resume(folder, {"num_epochs": 14}, track=("tensorboard",))
     lines = read_metrics(folder / "metrics.jsonl")
     read = events(folder)
     assert len(list((folder / "tensorboard").iterdir())) == 2
@@ -131,7 +130,7 @@ def test_wandb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert state["epochs"] == 12 and f"wandb: {folder}/wandb" in capsys.readouterr().err
     before = read_metrics(folder / "metrics.jsonl")
     crash(folder)
-    assert run.resume(folder, {"num_epochs": 14}, track=("wandb",)) == 0
+    resume(folder, {"num_epochs": 14}, track=("wandb",))
     assert json.loads((folder / "wandb.json").read_text()) == {"id": state["id"], "epochs": 14}
     files = sorted(folder.glob("wandb/offline-run-*"))
     # offline-run-TIME-ID, with a number behind it where one second saw both.

@@ -24,8 +24,14 @@ def trainer() -> Trainer:
     return trainer
 
 
+def save(run: Path, trainer: Trainer, info: dict[str, float | None]) -> Path:
+    """A checkpoint of the trainer's state."""
+    state = {"params": trainer.params, "states": trainer.states, "epoch": trainer.epoch}
+    return checkpoint.save(run, **state, config=CONFIG, info=info)
+
+
 def test_round_trip(tmp_path: Path, trainer: Trainer) -> None:
-    folder = checkpoint.save(tmp_path, trainer, {"validation": 7.5})
+    folder = save(tmp_path, trainer, {"validation": 7.5})
     assert folder.name == "epoch-00000001"
     for path in (folder, tmp_path, tmp_path / "latest", tmp_path / "best"):
         loaded = checkpoint.load(path)
@@ -40,7 +46,7 @@ def test_round_trip(tmp_path: Path, trainer: Trainer) -> None:
 
 def test_the_newest_and_the_best_are_kept(tmp_path: Path, trainer: Trainer) -> None:
     for figure in (5.0, 3.0, 4.0, None, 3.5):
-        checkpoint.save(tmp_path, trainer, {"validation": figure})
+        save(tmp_path, trainer, {"validation": figure})
         assert (tmp_path / "latest").resolve().name == f"epoch-{trainer.epoch:08d}"
         trainer.step()
     assert [path.name for path in checkpoint.folders(tmp_path)] == [f"epoch-0000000{epoch}" for epoch in (2, 4, 5)]
@@ -49,9 +55,9 @@ def test_the_newest_and_the_best_are_kept(tmp_path: Path, trainer: Trainer) -> N
 
 
 def test_damage_is_named_and_passed_over(tmp_path: Path, trainer: Trainer) -> None:
-    older = checkpoint.save(tmp_path, trainer, {})
+    older = save(tmp_path, trainer, {})
     trainer.step()
-    folder = checkpoint.save(tmp_path, trainer, {})
+    folder = save(tmp_path, trainer, {})
     whole = {path.name: path.read_bytes() for path in folder.iterdir()}
 
     def damaged(name: str, content: bytes | None) -> None:
@@ -80,7 +86,7 @@ def test_damage_is_named_and_passed_over(tmp_path: Path, trainer: Trainer) -> No
 
 def test_where_nothing_is_whole(tmp_path: Path, trainer: Trainer) -> None:
     for _ in range(2):
-        (checkpoint.save(tmp_path, trainer, {}) / "model.safetensors").unlink()
+        (save(tmp_path, trainer, {}) / "model.safetensors").unlink()
         trainer.step()
     said: list[str] = []
     with pytest.raises(InputError, match=r"epoch-00000001 is damaged: model\.safetensors"):
@@ -89,7 +95,7 @@ def test_where_nothing_is_whole(tmp_path: Path, trainer: Trainer) -> None:
 
 
 def test_what_does_not_belong_together(tmp_path: Path, trainer: Trainer) -> None:
-    folder = checkpoint.save(tmp_path, trainer, {})
+    folder = save(tmp_path, trainer, {})
     about = json.loads((folder / "checkpoint.json").read_text())
     (folder / "config.toml").write_text(CONFIG.replace(n_embd=9).to_toml())
     about["files"]["config.toml"] = sha256_of(folder / "config.toml")
@@ -97,7 +103,7 @@ def test_what_does_not_belong_together(tmp_path: Path, trainer: Trainer) -> None
     with pytest.raises(InputError, match="does not fit its config"):
         checkpoint.load(folder)
     (folder / "checkpoint.json").write_text(json.dumps({**about, "format": 99}))
-    with pytest.raises(InputError, match="format 99; this version reads format 2"):
+    with pytest.raises(InputError, match="is 99; it must be 2"):
         checkpoint.load(folder)
 
 

@@ -10,12 +10,12 @@ import pytest
 from nanoegg_mlx import Config, InputError, Trainer
 from nanoegg_mlx.store.fitness_log import (
     config_frame,
+    epoch_frame,
     pack_fitness,
-    read_votes,
+    read_fitness_log,
     size_before,
-    start_votes,
+    start_fitness_log,
     unpack_fitness,
-    vote_frame,
 )
 from nanoegg_mlx.training.replay import params_at, replay
 from tests.traces import ENGINES, pseudo_text
@@ -38,17 +38,17 @@ def test_packing(pairs: int, fast: bool) -> None:
 
 
 def test_an_epoch_of_population_1024_takes_116_bytes() -> None:
-    frame = vote_frame(Config(), 3, np.ones(512, np.int8))
+    frame = epoch_frame(Config(), 3, np.ones(512, np.int8))
     assert len(frame) == 116
 
 
 def record(path: Path, config: Config, epochs: int) -> list[dict[str, np.ndarray]]:
     """Trains and writes votes; the parameters after 0, 1, ... epochs."""
     trainer = Trainer(config, TEXT)
-    file = start_votes(path, config)
+    file = start_fitness_log(path, config)
     history = [{name: np.array(value) for name, value in trainer.params.items()}]
     for epoch in range(epochs):
-        file.append(vote_frame(config, epoch, trainer.step().fitness))
+        file.append(epoch_frame(config, epoch, trainer.step().fitness))
         history.append({name: np.array(value) for name, value in trainer.params.items()})
     file.close()
     return history
@@ -65,7 +65,7 @@ def test_replay_is_the_run(tmp_path: Path, engine: str, changes: dict) -> None:
     _, params = params_at(tmp_path / "votes.bin", 4, engine)
     assert all(np.array_equal(np.array(params[name]), history[4][name]) for name in history[0])
     for epochs in (0, 7):
-        with pytest.raises(InputError, match=f"holds 6 whole epochs; epoch = {epochs} has to be from 1 to 6"):
+        with pytest.raises(InputError, match=f"epoch is {epochs}; it must be from 1 to 6"):
             params_at(tmp_path / "votes.bin", epochs, engine)
 
 
@@ -76,8 +76,8 @@ def test_the_config_changes_on_the_way(tmp_path: Path) -> None:
     trainer = Trainer(other, TEXT, params=first, epoch=2)
     path.write_bytes(path.read_bytes() + config_frame(other, 2))
     assert size_before(path, 2) == path.stat().st_size  # the new config stays when nothing follows it yet
-    path.write_bytes(path.read_bytes() + vote_frame(other, 2, trainer.step().fitness))
-    assert [vote.config for vote in read_votes(path)] == [CONFIG, CONFIG, other]
+    path.write_bytes(path.read_bytes() + epoch_frame(other, 2, trainer.step().fitness))
+    assert [logged.config for logged in read_fitness_log(path)] == [CONFIG, CONFIG, other]
     config, params = params_at(path, 3)
     assert config == other
     assert all(np.array_equal(np.array(params[name]), np.array(trainer.params[name])) for name in params)
@@ -92,28 +92,28 @@ def test_a_torn_tail_is_cut_at_every_byte(tmp_path: Path) -> None:
     for size in range(ends[0], len(whole)):
         path.write_bytes(whole[:size])
         epochs = sum(end <= size for end in ends) - 1
-        assert len(list(read_votes(path))) == epochs
+        assert len(list(read_fitness_log(path))) == epochs
         assert [size_before(path, epoch) for epoch in range(4)] == [*ends[: epochs + 1], *[None] * (3 - epochs)]
     for position in range(ends[0], len(whole)):
         flipped = bytearray(whole)
         flipped[position] ^= 16
         path.write_bytes(flipped)
-        assert len(list(read_votes(path))) == sum(end <= position for end in ends) - 1
+        assert len(list(read_fitness_log(path))) == sum(end <= position for end in ends) - 1
 
 
 def test_what_is_no_votes_file(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot be read"):
-        list(read_votes(tmp_path / "none"))
+        list(read_fitness_log(tmp_path / "none"))
     for content in (b"", b"eggvote", b"something else"):
         (tmp_path / "votes.bin").write_bytes(content)
-        with pytest.raises(InputError, match="not a votes file"):
-            list(read_votes(tmp_path / "votes.bin"))
-    later = vote_frame(CONFIG, 5, np.zeros(7, np.int8)) + vote_frame(CONFIG, 7, np.zeros(7, np.int8))
+        with pytest.raises(InputError, match="not a fitness log"):
+            list(read_fitness_log(tmp_path / "votes.bin"))
+    later = epoch_frame(CONFIG, 5, np.zeros(7, np.int8)) + epoch_frame(CONFIG, 7, np.zeros(7, np.int8))
     (tmp_path / "votes.bin").write_bytes(b"eggvotes" + config_frame(CONFIG, 5) + later)
-    with pytest.raises(InputError, match="epoch 6 is not where it has to be"):
-        list(read_votes(tmp_path / "votes.bin"))
-    with pytest.raises(InputError, match="begins with epoch 5"):
+    with pytest.raises(InputError, match="epoch 7 follows where epoch 6 must"):
+        list(read_fitness_log(tmp_path / "votes.bin"))
+    with pytest.raises(InputError, match=r"first epoch of .* is 5; it must be 0"):
         list(replay(tmp_path / "votes.bin"))
     (tmp_path / "votes.bin").write_bytes(b"eggvotes" + later)
-    with pytest.raises(InputError, match="does not begin with a config"):
-        list(read_votes(tmp_path / "votes.bin"))
+    with pytest.raises(InputError, match="must begin with a config"):
+        list(read_fitness_log(tmp_path / "votes.bin"))

@@ -25,8 +25,7 @@ from nanoegg_mlx.show import display
 from nanoegg_mlx.store import checkpoint
 from nanoegg_mlx.store.metrics import WEIGHT_EDGES, MetricsFile, encode, iterate, read_metrics, weight_histogram
 from nanoegg_mlx.store.tokens import load_tokens
-from nanoegg_mlx.training import run
-from tests.tiny import tiny_config, tiny_run
+from tests.tiny import resume, tiny_config, tiny_run
 
 EVERY_EPOCH = {
     "epoch", "tokens", "loss_mean", "loss_min", "loss_max", "loss_std", "ties", "moved_matrix", "moved_vector",
@@ -95,7 +94,7 @@ def test_resumed_metrics_have_no_gap_and_no_duplicate(tmp_path: Path) -> None:
     whole = path.read_bytes()
     checkpoint.remove(folder / "epoch-00000010")  # as after a crash: the newest checkpoint is older than the metrics
     path.write_bytes(whole[:-7])
-    assert run.resume(folder, {"num_epochs": 11}) == 0
+    resume(folder, {"num_epochs": 11})
     lines = read_metrics(path)
     assert [line["epoch"] for line in lines] == list(range(12))
     assert path.read_bytes().startswith(b"".join(whole.splitlines(keepends=True)[:9]))
@@ -117,7 +116,7 @@ def test_metrics_file_is_read_from_its_end(tmp_path: Path) -> None:
     file.close()
     assert path.read_bytes() == b"".join(content[:91]) + b'{"epoch": 91, "validation": 7.0}\n'
     assert file.validations == [lines[0], {"epoch": 91, "validation": 7.0}]
-    with pytest.raises(InputError, match=rf"damaged at byte {len(b''.join(content[:60]))}: "):
+    with pytest.raises(InputError, match=rf"at byte {len(b''.join(content[:60]))} of .* is damaged"):
         MetricsFile(path, 70)
     assert len(path.read_bytes().splitlines()) == 92
 
@@ -171,7 +170,7 @@ def test_plain_lines_are_few(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     line: dict[str, Any] = {**dict.fromkeys(EVERY_EPOCH, 0.5), "validation": None}
     for epoch in range(1, 401):  # 100 epochs a second
         now = epoch / 100
-        shown.epoch({**line, "epoch": epoch, "validation": 4.25 if epoch % 150 == 0 else None})
+        shown.record({**line, "epoch": epoch, "validation": 4.25 if epoch % 150 == 0 else None})
     shown.close()
     printed = capsys.readouterr().err.splitlines()
     losses = [int(text.split(":")[0].removeprefix("epoch ")) for text in printed if "loss 0.500" in text]
