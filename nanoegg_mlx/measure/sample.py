@@ -85,8 +85,8 @@ def generate(
     sampling = sampling or Sampling()
     if prompt and max(prompt) >= config.vocab_size:
         raise InputError(
-            f"The largest byte of the prompt is {max(prompt)}; it must be at most {config.vocab_size - 1} with "
-            f"vocab_size = {config.vocab_size}."
+            f"The largest byte of the prompt is {max(prompt)}; it must be at most {config.vocab_size - 1}, since "
+            f"vocab_size is {config.vocab_size}."
         )
     return _bytes(params, config, prompt, tokens, sampling, sample, engine or make_engine(config))
 

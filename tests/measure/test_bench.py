@@ -6,7 +6,9 @@ import argparse
 import json
 import math
 import shlex
+import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +73,18 @@ def test_table(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert rows[0]["reference_tokens_per_second"] == 45.5 and "reference_tokens_per_second" not in rows[1]
     assert rows[0]["times_reference"] == rows[0]["tokens_per_second"] / 45.5
     assert " 46 " in reference and f"{rows[0]['times_reference']:,.1f} times" in reference
+
+
+def test_a_case_imports_no_other_command() -> None:
+    """Resident memory is a result: the process of a case must not load the packages of other commands."""
+    case = json.dumps(asdict(VALIDATION))
+    script = (
+        "import sys; from nanoegg_mlx.cli import main\n"
+        f"assert main(['bench', '--repeats=1', '--case', {case!r}]) == 0\n"
+        "print([name for name in ('pyarrow', 'datasets', 'matplotlib') if name in sys.modules])\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert ended.stdout.splitlines()[-1] == "[]"
 
 
 def test_placeholders() -> None:

@@ -194,7 +194,7 @@ def test_a_prompt_outside_the_vocabulary() -> None:
     config = CONFIG.replace(vocab_size=100)
     params = init_params(config)
     assert max(take(50, params, config, b"ABC")) < 100
-    with pytest.raises(InputError, match="byte of the prompt is 122; it must be at most 99 with vocab_size = 100"):
+    with pytest.raises(InputError, match="byte of the prompt is 122; it must be at most 99, since vocab_size is 100"):
         generate(params, config, b"ABz")
 
 
