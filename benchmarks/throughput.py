@@ -8,6 +8,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from nanoegg_mlx.measure import bench
+from nanoegg_mlx.cli import main
 
-sys.exit(bench.main("python benchmarks/throughput.py"))
+sys.exit(main(["bench", *sys.argv[1:]]))

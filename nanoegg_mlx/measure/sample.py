@@ -1,24 +1,19 @@
 """Text from a model, byte by byte, the same for a seed on every machine and engine.
 
-Logits are integers and a byte's probability is proportional to 2^(l / (16 temperature)) (spec section 5), so everything
-after them is integer too: weights come from a table of integers with 40 fractional bits, which is made in decimal
-arithmetic, are added up in the order of byte values, and a draw is 64 bits of Threefry that depend on nothing but the
-seed, the sample's number and the byte's place in it. A probability is off by less than 2^-40.
+Logits are integers, and the probability of a byte is proportional to 2^(l / (16 temperature)) (spec section 5). All
+later steps use integers too. The weights come from a table of integers with 40 fractional bits, computed in decimal
+arithmetic, and are summed in the order of byte values. A draw is 64 bits of Threefry; it depends only on the seed, the
+number of the sample and the position of the byte in it. The error of a probability is below 2^-40.
 """
 
 from __future__ import annotations
 
-import argparse
 import codecs
 import decimal
-import os
-import sys
 import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import chain, takewhile
-from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
@@ -29,26 +24,25 @@ from nanoegg_mlx.core.params import Params
 from nanoegg_mlx.core.rng import fold_in, key, threefry2x32
 from nanoegg_mlx.engines import Engine, make_engine
 from nanoegg_mlx.errors import InputError, check_settings
-from nanoegg_mlx.store import checkpoint
 
 _FRACTION = 40
 _DRAWS = 256
-"""Draws made at a time."""
+"""Draws computed at a time."""
 _STREAM = 2
-"""Number of the key that samples come from; 0 is the initial weights', 1 the perturbations' (spec sections 2, 3)."""
+"""Key number of the samples; initial weights use 0, perturbations 1 (spec sections 2, 3)."""
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a byte is chosen. Raises InputError, naming the value and its range, for a bad one."""
+    """The rule that chooses a byte. Raises InputError, with the value and its range, for a bad value."""
 
     temperature: float = 1.0
-    """1 is the model's own distribution; 0 always takes the likeliest byte, the lowest of equal ones."""
+    """1 is the model's distribution; 0 always takes the likeliest byte, the lowest of equal ones."""
     top_k: int = 0
     """Only the k likeliest bytes, the lower ones first among equal ones; 0: all."""
     min_p: float = 0.0
-    """Only bytes with at least this share of the likeliest one's probability, at temperature 1 whatever
-    `temperature` is."""
+    """Only bytes with at least this share of the likeliest byte's probability. Both are taken at temperature 1,
+    independent of `temperature`."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -71,19 +65,19 @@ def generate(
     sample: int = 0,
     engine: Engine | None = None,
 ) -> Iterator[int]:
-    """The bytes that the model goes on with after a prompt, one at a time.
+    """Yields the bytes that the model writes after a prompt, one at a time.
 
-    The prompt begins a document: the model reads a 0 byte before it. A 0 byte that is generated ends the document,
-    and what follows it is the next one.
+    The prompt begins a document: the model reads a 0 byte before it. A generated 0 byte ends the document; the bytes
+    after it belong to the next one.
 
     Args:
         params: leaf name -> int8 array.
-        config: shapes, and the engine if none is given.
+        config: shapes, and the engine unless `engine` is given.
         prompt: bytes of the vocabulary.
-        tokens: how many bytes; None for no end.
-        sampling: how they are chosen; the defaults if not given.
-        sample: number of the sample, each of which has draws of its own.
-        engine: that runs the model.
+        tokens: number of bytes; None for no limit.
+        sampling: rule of choice; by default `Sampling()`.
+        sample: number of the sample; each has draws of its own.
+        engine: engine that computes the logits.
 
     Raises:
         InputError: the prompt has a byte outside the vocabulary.
@@ -91,8 +85,8 @@ def generate(
     sampling = sampling or Sampling()
     if prompt and max(prompt) >= config.vocab_size:
         raise InputError(
-            f"The prompt holds the byte {max(prompt)}, but vocab_size = {config.vocab_size} allows 0 to "
-            f"{config.vocab_size - 1}."
+            f"The largest byte of the prompt is {max(prompt)}; it must be at most {config.vocab_size - 1}, since "
+            f"vocab_size is {config.vocab_size}."
         )
     return _bytes(params, config, prompt, tokens, sampling, sample, engine or make_engine(config))
 
@@ -112,11 +106,11 @@ def _bytes(
 
 
 def choose(logits: np.ndarray, sampling: Sampling, draws: Iterator[int]) -> int:
-    """The next byte.
+    """Returns the next byte.
 
     Args:
         logits: (V,) int8.
-        sampling: how to choose.
+        sampling: rule of choice.
         draws: uniform integers in [0, 2^64); one is taken unless the temperature is 0.
     """
     if sampling.temperature == 0:
@@ -126,7 +120,7 @@ def choose(logits: np.ndarray, sampling: Sampling, draws: Iterator[int]) -> int:
 
 
 def weights(logits: np.ndarray, sampling: Sampling) -> np.ndarray:
-    """What each byte's probability is proportional to: (V,) int64, 2^40 for the likeliest.
+    """Returns weights proportional to the probabilities of the bytes: (V,) int64, 2^40 for the likeliest byte.
 
     Args:
         logits: (V,) int8.
@@ -143,22 +137,22 @@ def weights(logits: np.ndarray, sampling: Sampling) -> np.ndarray:
 
 @lru_cache(maxsize=8)
 def power_table(temperature: float) -> np.ndarray:
-    """floor(2^40 2^(-i / (16 temperature))) for i in 0..255: (256,) int64.
+    """Returns floor(2^40 2^(-i / (16 temperature))) for i in 0..255: (256,) int64.
 
-    In decimal arithmetic of 60 digits, which is the same everywhere; libraries' exp2 is not.
+    Computed in decimal arithmetic with 60 digits: exp2 of math libraries differs between platforms.
     """
     context = decimal.Context(prec=60, Emin=decimal.MIN_EMIN, Emax=decimal.MAX_EMAX)
     divisor = context.multiply(decimal.Decimal(ONE), decimal.Decimal(temperature))
     exponents = [
         context.subtract(decimal.Decimal(_FRACTION), context.divide(decimal.Decimal(i), divisor)) for i in range(256)
     ]
-    # What is below one unit is zero, however far below: 2^-(10^300) need not be worked out.
+    # Powers below one unit round down to zero. They are not computed: at a low temperature x can be near -10^300.
     powers = [int(context.power(decimal.Decimal(2), x)) if x >= 0 else 0 for x in exponents]
     return np.array(powers, np.int64)
 
 
 def _draws(seed: int, sample: int) -> Iterator[int]:
-    """Uniform integers in [0, 2^64), from the key that belongs to a sample; draw i is block i of its Threefry."""
+    """Yields uniform integers in [0, 2^64) from the key of a sample; draw i is block i of its Threefry."""
     sample_key = fold_in(fold_in(key(seed), _STREAM), sample)
     first = 0
     while True:
@@ -169,10 +163,10 @@ def _draws(seed: int, sample: int) -> Iterator[int]:
 
 
 def readable(tokens: Iterable[int]) -> Iterator[str]:
-    """Text of bytes as they come, fit for a terminal: a piece of text for each character that is complete.
+    """Yields safe text for a terminal from a stream of bytes: a piece for each complete character.
 
-    Invalid UTF-8 becomes U+FFFD. What would control the terminal or the direction of text, or would not show at all,
-    is made visible: control characters as their pictures (0 is ␀), others as <U+202E>; line feeds and tabs stay.
+    Invalid UTF-8 becomes U+FFFD. Characters that control the terminal or the direction of text, or that are invisible,
+    are made visible: control characters as their pictures (0 is ␀), others as <U+202E>; line feeds and tabs stay.
     """
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     for token in tokens:
@@ -192,77 +186,5 @@ def _visible(character: str) -> str:
 
 
 def text_of(tokens: Iterable[int]) -> str:
-    """All of them, as `readable` shows them."""
+    """Returns the whole text that `readable` yields."""
     return "".join(readable(tokens))
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `nanoegg sample`."""
-    parser.description = (
-        "Writes text from a checkpoint as it is generated. A sample is a document that begins with the prompt; it ends "
-        "where the model ends it (a 0 byte) or after --tokens bytes. Invalid UTF-8 and control characters are made "
-        "visible; --raw gives the bytes themselves. The same seed gives the same bytes on every machine."
-    )
-    parser.add_argument("checkpoint", help="a run's folder (its newest checkpoint) or one checkpoint's")
-    parser.add_argument("--prompt", default="", metavar="TEXT", help="what the document begins with (default: nothing)")
-    parser.add_argument("--tokens", type=int, default=500, metavar="N", help="bytes at most (default: 500)")
-    parser.add_argument(
-        "--temperature", type=float, default=1.0, metavar="X", help="0: always the likeliest byte (default: 1)"
-    )
-    parser.add_argument("--top-k", type=int, default=0, metavar="K", help="only the K likeliest bytes (default: all)")
-    parser.add_argument(
-        "--min-p", type=float, default=0.0, metavar="P", help="only bytes at least P times as likely as the likeliest"
-    )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="(default: 0)")
-    parser.add_argument("--count", type=int, default=1, metavar="N", help="samples, each with draws of its own")
-    parser.add_argument(
-        "--ignore-end", action="store_true", help="go on with the next document where one ends; its 0 byte shows as ␀"
-    )
-    parser.add_argument(
-        "--raw",
-        action="store_true",
-        help="the generated bytes as they are, without the prompt; a 0 byte between samples",
-    )
-    parser.add_argument("--engine", choices=("auto", "mlx", "cpu"), default="auto", help="(default: auto)")
-    parser.set_defaults(command=run)
-
-
-def run(options: argparse.Namespace) -> int:
-    """Writes the samples to standard output; returns the exit code."""
-    sampling = Sampling(options.temperature, options.top_k, options.min_p, options.seed)
-    for name, low in (("tokens", 0), ("count", 1)):
-        if getattr(options, name) < low:
-            raise InputError(f"--{name} {getattr(options, name)} is not allowed; it has to be at least {low}.")
-    opened = checkpoint.load(Path(options.checkpoint))
-    config = opened.config.replace(engine=options.engine)
-    engine = make_engine(config)
-    prompt = os.fsencode(options.prompt)
-    try:
-        for sample in range(options.count):
-            tokens = generate(opened.params, config, prompt, options.tokens, sampling, sample=sample, engine=engine)
-            if not options.ignore_end:
-                tokens = takewhile(bool, tokens)
-            if options.raw:
-                _write_raw(tokens, sample)
-            else:
-                _write_text(prompt, tokens, f"[sample {sample + 1} of {options.count}]" if options.count > 1 else "")
-    except BrokenPipeError:  # the reader has seen enough, as in `nanoegg sample ... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
-
-
-def _write_raw(tokens: Iterable[int], sample: int) -> None:
-    if sample:
-        sys.stdout.buffer.write(b"\0")
-    for token in tokens:
-        sys.stdout.buffer.write(bytes([token]))
-        sys.stdout.buffer.flush()
-
-
-def _write_text(prompt: bytes, tokens: Iterable[int], title: str) -> None:
-    encoding = sys.stdout.encoding or "utf-8"
-    if title:
-        print(title)
-    for piece in readable(chain(prompt, tokens)):
-        print(piece.encode(encoding, "replace").decode(encoding), end="", flush=True)
-    print(flush=True)

@@ -1,9 +1,9 @@
-"""A run's metrics as curves to draw: a file of any length becomes a few thousand points at most.
+"""Reads the metrics of a run as curves: a file of any length becomes two thousand points at most.
 
-The file is read once, in blocks, and its lines are gathered in bins of equally many lines, whose width doubles whenever
-there are too many: time is linear in the file, memory does not depend on it. A short file keeps every line. Only
-`epoch` and `tokens` have to be there, so runs of other kinds can be drawn beside ours; a run in progress, with half a
-line at its end, is as good as any.
+The file is read once, in blocks, by Arrow's JSON reader. Its lines are collected in bins of equal width; the width
+doubles when the bins are full. The time is linear in the size of the file, and the memory does not depend on it. A
+short file keeps every line. A line needs only `epoch` and `tokens`, so runs of other programs can be drawn too. The
+last line may be incomplete: the run may be in progress.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ KEYS = (
     "epoch", "tokens", "seconds", "loss_mean", "loss_min", "loss_max", "loss_std", "ties", "moved_matrix",
     "moved_vector", "alpha", "threshold", "tokens_per_second", "validation", "validation_exact", "rss_mb",
 )  # fmt: skip
-"""The numbers of a line that are drawn or told."""
+"""The numbers of a line that plots and reports use."""
 
 POINTS = 1000
 """A curve has fewer than twice as many points."""
@@ -38,7 +38,7 @@ _PARSE = pyarrow.json.ParseOptions(explicit_schema=_SCHEMA, unexpected_field_beh
 
 @dataclass(frozen=True)
 class Validation:
-    """One validation of a run, in bits per byte; `exact` is NaN where the line has none."""
+    """One validation of a run, in bits per byte; `exact` is NaN if the line has no exact figure."""
 
     epoch: int
     tokens: int
@@ -48,37 +48,39 @@ class Validation:
 
 @dataclass
 class Curves:
-    """What a metrics.jsonl says, binned; all arrays are float64 with NaN where the lines have no such number."""
+    """The content of a metrics.jsonl in bins. All arrays are float64, with NaN where the lines have no number."""
 
     lines: int = 0
     """Lines of the file."""
     width: int = 1
     """Lines in a bin."""
     mean: dict[str, np.ndarray] = field(default_factory=dict)
-    """For each of KEYS (n,): the mean over each bin's lines."""
+    """Each of KEYS -> (n,), the mean over the lines of each bin."""
     low: dict[str, np.ndarray] = field(default_factory=dict)
+    """Each of KEYS -> (n,), the minimum."""
     high: dict[str, np.ndarray] = field(default_factory=dict)
+    """Each of KEYS -> (n,), the maximum."""
     weights: np.ndarray = field(default_factory=lambda: np.empty((0, _BINS)))
     """(n, 53): the share of matrix entries in each bin of metrics.WEIGHT_EDGES."""
     last: dict[str, float] = field(default_factory=dict)
-    """The last line's KEYS."""
+    """The KEYS of the last line."""
     first_validation: Validation | None = None
     best_validation: Validation | None = None
     last_validation: Validation | None = None
 
     def has(self, key: str) -> bool:
-        """Whether any line has this number."""
+        """Returns whether any line has this number."""
         return key in self.mean and bool(np.isfinite(self.mean[key]).any())
 
 
 @dataclass(frozen=True)
 class RunCurves:
-    """A run's folder, as far as it is drawn."""
+    """The parts of a run's folder that are drawn."""
 
     folder: Path
     name: str
     config: dict[str, dict[str, Any]]
-    """config.toml as it stands there, table by table; empty if there is none."""
+    """The tables of config.toml, unchecked; empty if the file does not exist."""
     curves: Curves
 
 
@@ -86,15 +88,15 @@ def open_run(folder: str | Path, points: int = POINTS) -> RunCurves:
     """Reads a run's folder.
 
     Raises:
-        InputError: there is no metrics.jsonl, or it is damaged before its last line, or has no line.
+        InputError: metrics.jsonl does not exist, is damaged before its last line, or has no complete line.
     """
     folder = Path(folder)
     path = folder / "metrics.jsonl"
     if not path.is_file():
-        raise InputError(f"There is no run in {folder}; a run's folder has a metrics.jsonl.")
+        raise InputError(f"There is no run in {folder}; the folder of a run must contain metrics.jsonl.")
     curves = read_curves(path, points)
     if not curves.lines:
-        raise InputError(f"The run {folder} has nothing to draw yet; {path.name} has no whole line.")
+        raise InputError(f"The run {folder} has nothing to draw yet; {path.name} must have at least one complete line.")
     config: dict[str, dict[str, Any]] = {}
     try:
         document = tomllib.loads((folder / "config.toml").read_text(encoding="utf-8"))
@@ -107,7 +109,7 @@ def open_run(folder: str | Path, points: int = POINTS) -> RunCurves:
 
 
 def read_curves(path: Path, points: int = POINTS) -> Curves:
-    """Reads a metrics.jsonl into fewer than 2 `points` bins. Raises InputError where metrics.iterate does."""
+    """Reads a metrics.jsonl into fewer than 2 `points` bins. Raises InputError for a damaged line before the last."""
     curves = Curves()
     bins = _Bins(points)
     try:
@@ -118,7 +120,7 @@ def read_curves(path: Path, points: int = POINTS) -> Curves:
         for block, last in _blocks(file):
             values = _parse(block, last, path, bins.lines)
             if len(values):
-                _note(curves, values)
+                _update_summary(curves, values)
                 bins.add(values)
     curves.lines, curves.width = bins.lines, bins.width
     mean, low, high = bins.result()
@@ -129,7 +131,7 @@ def read_curves(path: Path, points: int = POINTS) -> Curves:
 
 
 def _blocks(file: BinaryIO) -> Iterator[tuple[bytes, bool]]:
-    """The whole lines of a file, some megabytes of them at a time, and whether they are the last."""
+    """Yields the complete lines of a file, some megabytes at a time, and whether they are the last ones."""
     rest = b""
     block = file.read(_BLOCK)
     while block:
@@ -141,27 +143,31 @@ def _blocks(file: BinaryIO) -> Iterator[tuple[bytes, bool]]:
 
 
 def _parse(block: bytes, last: bool, path: Path, before: int) -> np.ndarray:
-    """The lines of a block as (lines, KEYS and weight shares) float64."""
+    """Returns the lines of a block as (lines, KEYS and weight shares) float64."""
     try:
         read = pyarrow.json.ReadOptions(use_threads=False, block_size=len(block) + 1)
         table = pyarrow.json.read_json(pa.BufferReader(block), read_options=read, parse_options=_PARSE)
         if table["epoch"].null_count or table["tokens"].null_count or len(table) != block.count(b"\n"):
             raise ValueError
     except (pa.ArrowInvalid, ValueError):
+        # Arrow does not report the number of a damaged line, and refuses NaN, which Python's json writes.
         return _parse_slowly(block, last, path, before)
     values = np.full((len(table), len(KEYS) + _BINS), np.nan)
     for number, key in enumerate(KEYS):
         values[:, number] = table[key].to_numpy()
     counts = table["weights"].combine_chunks()
-    there = np.flatnonzero(counts.value_lengths().fill_null(0).to_numpy(zero_copy_only=False) == _BINS)
-    if len(there):
-        kept = counts.take(pa.array(there)).flatten().to_numpy(zero_copy_only=False).reshape(-1, _BINS)
-        values[there, len(KEYS) :] = kept / kept.sum(axis=1, keepdims=True)
+    rows = np.flatnonzero(counts.value_lengths().fill_null(0).to_numpy(zero_copy_only=False) == _BINS)
+    if len(rows):
+        kept = counts.take(pa.array(rows)).flatten().to_numpy(zero_copy_only=False).reshape(-1, _BINS)
+        values[rows, len(KEYS) :] = kept / kept.sum(axis=1, keepdims=True)
     return values
 
 
 def _parse_slowly(block: bytes, last: bool, path: Path, before: int) -> np.ndarray:
-    """What `_parse` returns, line by line: finds the damaged one, and passes over it where it is the file's last."""
+    """Parses line by line, with the result of `_parse`.
+
+    Omits a damaged line at the end of the file. Raises InputError, with its number, for any other damaged line.
+    """
     lines = block.split(b"\n")[:-1]
     values = np.full((len(lines), len(KEYS) + _BINS), np.nan)
     for number, text in enumerate(lines):
@@ -178,14 +184,14 @@ def _parse_slowly(block: bytes, last: bool, path: Path, before: int) -> np.ndarr
             if last and number == len(lines) - 1:
                 return values[:-1]
             raise InputError(
-                f"Line {before + number + 1} of {path} is damaged: it has to be a JSON object with the numbers "
-                "`epoch` and `tokens`."
+                f"Line {before + number + 1} of {path} is damaged; it must be a JSON object with the numbers `epoch` "
+                "and `tokens`."
             ) from error
     return values
 
 
-def _note(curves: Curves, values: np.ndarray) -> None:
-    """Keeps the last line of a block and its first, best and last validation."""
+def _update_summary(curves: Curves, values: np.ndarray) -> None:
+    """Updates the last line and the first, best and last validation from the lines of a block."""
     curves.last = dict(zip(KEYS, values[-1, : len(KEYS)].tolist(), strict=True))
     figures = values[:, KEYS.index("validation")]
     rows = np.flatnonzero(np.isfinite(figures))
@@ -204,7 +210,7 @@ def _note(curves: Curves, values: np.ndarray) -> None:
 
 
 class _Bins:
-    """Sums, counts, minima and maxima of the columns over bins of `width` lines; fewer than 2 `points` bins."""
+    """Sums, counts, minima and maxima of the columns over at most 2 `points` bins of `width` lines."""
 
     def __init__(self, points: int) -> None:
         self.lines, self.width = 0, 1
@@ -213,23 +219,23 @@ class _Bins:
         self._low, self._high = np.full(shape, np.inf), np.full(shape, -np.inf)
 
     def add(self, values: np.ndarray) -> None:
-        """Adds lines, (lines, columns)."""
+        """Adds lines, (lines, columns); NaN counts as missing."""
         while (self.lines + len(values) - 1) // self.width >= len(self._total):
             self._halve()
         index = (self.lines + np.arange(len(values))) // self.width
         starts = np.flatnonzero(np.diff(index, prepend=-1))
         bins = index[starts]
-        there = np.isfinite(values)
-        self._total[bins] += np.add.reduceat(np.where(there, values, 0), starts)
-        self._count[bins] += np.add.reduceat(there, starts, dtype=np.float64)
-        low = np.minimum.reduceat(np.where(there, values, np.inf), starts)
-        high = np.maximum.reduceat(np.where(there, values, -np.inf), starts)
+        finite = np.isfinite(values)
+        self._total[bins] += np.add.reduceat(np.where(finite, values, 0), starts)
+        self._count[bins] += np.add.reduceat(finite, starts, dtype=np.float64)
+        low = np.minimum.reduceat(np.where(finite, values, np.inf), starts)
+        high = np.maximum.reduceat(np.where(finite, values, -np.inf), starts)
         self._low[bins] = np.minimum(self._low[bins], low)
         self._high[bins] = np.maximum(self._high[bins], high)
         self.lines += len(values)
 
     def _halve(self) -> None:
-        """Joins the bins two by two."""
+        """Merges neighbouring bins, which halves their number."""
         half = len(self._total) // 2
         for array, join, empty in (
             (self._total, np.add, 0.0),
@@ -242,8 +248,8 @@ class _Bins:
         self.width *= 2
 
     def result(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Mean, minimum and maximum of the bins that have a line, (n, columns) each."""
+        """Returns mean, minimum and maximum of the bins in use, (n, columns) each."""
         n = -(-self.lines // self.width)
-        there = self._count[:n] > 0
-        mean = np.where(there, self._total[:n] / np.maximum(self._count[:n], 1), np.nan)
-        return mean, np.where(there, self._low[:n], np.nan), np.where(there, self._high[:n], np.nan)
+        known = self._count[:n] > 0
+        mean = np.where(known, self._total[:n] / np.maximum(self._count[:n], 1), np.nan)
+        return mean, np.where(known, self._low[:n], np.nan), np.where(known, self._high[:n], np.nan)

@@ -1,6 +1,6 @@
-"""How a run goes, on standard error: a progress bar on a terminal, plain lines elsewhere.
+"""Progress of a run on standard error: a bar on a terminal, plain lines elsewhere.
 
-A log gets a line for every epoch, but two a second at most, and one for every validation; metrics.jsonl has them all.
+A log has a line for every validation, and a line for every epoch but at most two a second. metrics.jsonl has all lines.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from nanoegg_mlx.config import Config
 from nanoegg_mlx.store.metrics import Record
 
 PLAIN_SECONDS = 0.5
-"""Least time between two plain lines of epochs without a validation."""
+"""Minimum time between two plain lines of epochs without a validation."""
 
 
 class Display:
-    """The bar with a line of details below it, or the plain lines."""
+    """A bar with a line of details below it, or plain lines."""
 
     def __init__(self, config: Config, epochs: int) -> None:
-        """Begins at `epochs` done of `config.num_epochs`."""
+        """Starts at `epochs` done of `config.num_epochs`."""
         self.terminal = sys.stderr.isatty()
         self.begun, self.last_epoch = epochs, config.num_epochs
         self.started = time.monotonic()
@@ -40,7 +40,7 @@ class Display:
         self.printed = float("-inf")
 
     def message(self, text: str) -> None:
-        """A line that stays, above the bar."""
+        """Prints a line for the user, above the bar."""
         self.bar.write(text, file=sys.stderr)
 
     def record(self, line: Record) -> None:
@@ -68,7 +68,7 @@ class Display:
         figures = [f"loss {line['loss_mean']:.3f}", _rate(line)]
         if self.validation is not None:
             figures.insert(1, f"valid {self.validation:.3f}")
-        # Before the figures stand the percentage, the count and the times, and some of the bar.
+        # 38 columns hold the percentage, the count, the times and a part of the bar.
         self.bar.set_postfix_str(fitting(figures, columns - 38), refresh=False)
         self.details.set_description_str("     " + fitting(_details(line), columns - 5), refresh=False)
         if self.bar.update():
@@ -87,7 +87,7 @@ class Display:
 
 
 def fitting(parts: Iterable[str], columns: int) -> str:
-    """As many of the parts as there is room for in a line of a terminal, from the first on."""
+    """Returns the first parts that fit into a line of a terminal, separated by commas."""
     text = ""
     for part in parts:
         longer = f"{text}, {part}" if text else part
@@ -98,7 +98,7 @@ def fitting(parts: Iterable[str], columns: int) -> str:
 
 
 def _columns() -> int:
-    """The width of the terminal, or 80 where it does not tell."""
+    """Returns the width of the terminal, or 80 if it is unknown."""
     try:
         return os.get_terminal_size(sys.stderr.fileno()).columns or 80
     except (OSError, ValueError):
@@ -110,7 +110,7 @@ def _rate(line: Record) -> str:
 
 
 def _details(line: Record) -> list[str]:
-    """What else there is to say about an epoch, the most telling first."""
+    """Returns further figures of an epoch, the most important first."""
     return [
         f"moved {line['moved_matrix']:.1%} of matrices",
         f"{line['moved_vector']:.1%} of vectors",

@@ -1,12 +1,11 @@
-"""A run as one HTML page that needs nothing else: no network, no script, no second file; light and dark.
+"""A run as one self-contained HTML page: no network, no script, no second file; light and dark.
 
-The figures are plot.py's panels as inline SVG. Their colours are taken out of the SVG and become variables of the
-page's style sheet, so that one drawing serves both colour schemes, and their text is text.
+The figures are the panels as inline SVG with real text. Variables of the style sheet replace the colours in the SVG, so
+that one drawing serves both colour schemes.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import io
 import json
@@ -18,21 +17,23 @@ from pathlib import Path
 from typing import Any
 
 from nanoegg_mlx.config import TABLES, Config
-from nanoegg_mlx.show import panels as plot
 from nanoegg_mlx.show.curves import RunCurves, Validation
-from nanoegg_mlx.show.panels import Panel, Scene
+from nanoegg_mlx.show.page import check_output, compose, need_matplotlib
+from nanoegg_mlx.show.panels import Panel, Scene, draw, panels
+from nanoegg_mlx.show.style import COLOURS, GRID, INK, MUTED, STYLE
+from nanoegg_mlx.show.text import describe, duration, quantity
 from nanoegg_mlx.store import checkpoint
 from nanoegg_mlx.store.durable import write_file
 
 _FIELDS = {field.name: field for field in dataclasses.fields(Config)}
 _POINTS = 400
-"""Of a curve, or twice as many: the page of a long run stays small."""
-_LIGHT = {"ink": plot.INK, "muted": plot.MUTED, "grid": plot.GRID, "run": plot.COLOURS[0]}
-"""The colours of a drawing of one run, by the names that they get in the style sheet."""
+"""A curve has fewer than twice as many points, so the page of a long run stays small."""
+_LIGHT = {"ink": INK, "muted": MUTED, "grid": GRID, "run": COLOURS[0]}
+"""The colours of a drawing of one run, by their names in the style sheet."""
+_LIGHT_RULE = f":root {{ {' '.join(f'--{name}: {colour};' for name, colour in _LIGHT.items())} }}"
 
-_STYLE = """
-:root { color-scheme: light dark; --ink: #1f2328; --muted: #656d76; --grid: #d9dde1; --run: #0072b2;
-        --page: #f6f7f8; --card: #ffffff; --note: #eef4f9; }
+_SHEET = """
+:root { color-scheme: light dark; --page: #f6f7f8; --card: #ffffff; --note: #eef4f9; }
 @media (prefers-color-scheme: dark) {
   :root { --ink: #e6e9ec; --muted: #9aa4ae; --grid: #343b43; --run: #56b4e9;
           --page: #0e1116; --card: #161b22; --note: #182635; }
@@ -71,22 +72,39 @@ code { font: .87em ui-monospace, "SF Mono", Menlo, "DejaVu Sans Mono", monospace
 """
 
 
+def write_report(folder: Path, output: Path, force: bool = False) -> None:
+    """Writes the report of a run.
+
+    Args:
+        folder: the folder of the run.
+        output: page to write, .html.
+        force: overwrite the page if it exists.
+
+    Raises:
+        InputError: the run cannot be read, the output has another ending or exists, or matplotlib is not installed;
+            nothing is written.
+    """
+    check_output(output, (".html",), force)
+    need_matplotlib()
+    write_file(output, page(folder).encode())
+
+
 def page(folder: Path) -> str:
-    """The report of a run as an HTML document. Raises InputError as `open_run` does."""
-    scene = plot.compose([folder], _POINTS)
+    """Returns the report of a run as an HTML document. Raises InputError as `open_run` does."""
+    scene = compose([folder], _POINTS)
     run = scene.runs[0]
     stored = checkpoint.describe(folder)
     whole = [about for _, about in stored if about]
     newest = whole[-1] if whole else {}
     body = [
         f"<h1>{escape(run.name)}</h1>",
-        f'<p class="muted">{escape(plot.describe(run))}; {_progress(run)}</p>',
+        f'<p class="muted">{escape(describe(run))}; {_progress(run)}</p>',
         _tiles(run),
         *(f'<p class="note">{escape(note)}</p>' for note in scene.notes),
         "<h2>Bits per byte of the validation set</h2>",
-        _comparison(run, scene.yardsticks),
+        _comparison(run, scene.baselines),
         "<h2>Course of the run</h2>",
-        f'<div class="figures">{"".join(_figure(panel, scene) for panel in plot.panels(scene))}</div>',
+        f'<div class="figures">{"".join(_figure(panel, scene) for panel in panels(scene))}</div>',
         "<h2>Config</h2>",
         _config(run.config),
         "<h2>Data and machine</h2>",
@@ -97,14 +115,14 @@ def page(folder: Path) -> str:
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(run.name)} - nanoegg run</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
+        f"<title>{escape(run.name)} - nanoegg run</title>\n<style>\n{_LIGHT_RULE}{_SHEET}</style>\n</head>\n<body>\n"
         + "\n".join(body)
         + "\n</body>\n</html>\n"
     )
 
 
 def _progress(run: RunCurves) -> str:
-    """How far the run is."""
+    """Returns the progress of the run and the time of its last line."""
     epochs, planned = int(run.curves.last["epoch"]), run.config.get("run", {}).get("num_epochs")
     written = time.strftime("%Y-%m-%d %H:%M", time.localtime((run.folder / "metrics.jsonl").stat().st_mtime))
     if planned is None:
@@ -115,7 +133,7 @@ def _progress(run: RunCurves) -> str:
 
 def _tiles(run: RunCurves) -> str:
     curves = run.curves
-    tiles = [(f"{int(curves.last['epoch']):,}", "epochs"), (plot.quantity(curves.last["tokens"]), "tokens read")]
+    tiles = [(f"{int(curves.last['epoch']):,}", "epochs"), (quantity(curves.last["tokens"]), "tokens read")]
     if curves.has("seconds"):
         tiles.append((duration(curves.last["seconds"]), "of training"))
     if curves.last_validation:
@@ -124,7 +142,7 @@ def _tiles(run: RunCurves) -> str:
         tiles.append((f"{curves.best_validation.figure:.4f}", f"best, after {curves.best_validation.epoch:,} epochs"))
     if curves.has("tokens_per_second"):
         rates = curves.mean["tokens_per_second"]
-        tiles.append((plot.quantity(sorted(rates[rates > 0])[int((rates > 0).sum()) // 2]), "tokens/s, median epoch"))
+        tiles.append((quantity(sorted(rates[rates > 0])[int((rates > 0).sum()) // 2]), "tokens/s, median epoch"))
     return (
         '<div class="tiles">'
         + "".join(f'<div class="tile"><b>{b}</b><span>{s}</span></div>' for b, s in tiles)
@@ -132,8 +150,8 @@ def _tiles(run: RunCurves) -> str:
     )
 
 
-def _comparison(run: RunCurves, yardsticks: dict[str, float]) -> str:
-    """The validations beside the yardsticks, with bars."""
+def _comparison(run: RunCurves, baselines: dict[str, float]) -> str:
+    """Returns a table of the first, last and best validation and the baselines, with bars."""
     curves = run.curves
     validations: dict[int, tuple[str, Validation]] = {}
     for name, validation in (
@@ -148,7 +166,7 @@ def _comparison(run: RunCurves, yardsticks: dict[str, float]) -> str:
         (validation.figure, validation.exact, f"{name} validation, after {validation.epoch:,} epochs", "own")
         for name, validation in validations.values()
     ]
-    rows += [(figure, None, f"{name} of the same bytes", "") for name, figure in yardsticks.items()]
+    rows += [(figure, None, f"{name} of the same bytes", "") for name, figure in baselines.items()]
     if not rows:
         return '<p class="muted">There was no validation yet.</p>'
     most = max(figure for figure, *_ in rows)
@@ -167,19 +185,19 @@ def _figure(panel: Panel, scene: Scene) -> str:
 
 
 def svg(panel: Panel, scene: Scene) -> str:
-    """A panel as an SVG element for an HTML page that defines the colours --ink, --muted, --grid and --run."""
+    """Returns a panel as an SVG element. The HTML page must define the colours --ink, --muted, --grid and --run."""
     import matplotlib
     from matplotlib.figure import Figure
 
     content = io.BytesIO()
-    with matplotlib.rc_context({**plot.STYLE, "svg.fonttype": "none", "svg.hashsalt": panel.title}):
+    with matplotlib.rc_context({**STYLE, "svg.fonttype": "none", "svg.hashsalt": panel.title}):
         figure = Figure(figsize=(12.6 if panel.wide else 6.2, 3.1), layout="constrained")
-        plot.draw(figure.add_subplot(), panel, scene)
-        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        figure.savefig(content, format="svg", transparent=True, dpi=120, metadata=nothing)
+        draw(figure.add_subplot(), panel, scene)
+        no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(content, format="svg", transparent=True, dpi=120, metadata=no_metadata)
     drawn = content.getvalue().decode()
     drawn = drawn[drawn.index("<svg") :]
-    # Inline SVG needs no name spaces, and element names of one drawing may not be those of another.
+    # Inline SVG needs no namespaces. Element names must be unique in the page, and these repeat in each drawing.
     drawn = re.sub(r' xmlns(:\w+)?="[^"]*"', "", drawn).replace("xlink:href", "href")
     drawn = re.sub(
         r' id="(figure|axes|patch|line2d|text|matplotlib\.axis|xtick|ytick|legend|\w*Collection|QuadMesh)_\d+"',
@@ -193,7 +211,7 @@ def svg(panel: Panel, scene: Scene) -> str:
 
 
 def _config(config: dict[str, dict[str, Any]]) -> str:
-    """All keys, with their meaning; those that are not the reference's defaults stand out."""
+    """Returns a table of all keys with their meaning; values other than the reference's defaults stand out."""
     if not config:
         return '<p class="muted">The run has no config.toml.</p>'
     rows = []
@@ -210,14 +228,14 @@ def _config(config: dict[str, dict[str, Any]]) -> str:
                 f"<td><code>{escape(json.dumps(value, ensure_ascii=False))}</code></td>"
                 f'<td class="help muted">{escape(about)}</td></tr>'
             )
-    legend = '<p class="muted">Coloured: not the reference\'s default.</p>'
+    legend = '<p class="muted">Coloured: different from the reference\'s default.</p>'
     return f'<div class="card"><table>{"".join(rows)}</table></div>{legend}'
 
 
 def _origin(run: RunCurves, newest: dict[str, Any]) -> str:
-    """The caches' fingerprints and the machine, as the newest checkpoint has them."""
+    """Returns a table of the caches' fingerprints and the machine, from the newest checkpoint."""
     if not newest:
-        return '<p class="muted">The run has no checkpoint yet, which would tell.</p>'
+        return '<p class="muted">The run has no checkpoint yet.</p>'
     rows = []
     for name, identity in _dict(newest.get("data")).items():
         path = run.config.get("data", {}).get(name, "")
@@ -229,6 +247,7 @@ def _origin(run: RunCurves, newest: dict[str, Any]) -> str:
 
 
 def _checkpoints(folder: Path, stored: Sequence[tuple[Path, dict[str, Any] | None]]) -> str:
+    """Returns a table of the checkpoints, newest first. None stands for a damaged checkpoint.json."""
     if not stored:
         return '<p class="muted">None yet.</p>'
     links = {name: (folder / name).resolve().name for name in ("latest", "best") if (folder / name).exists()}
@@ -243,7 +262,7 @@ def _checkpoints(folder: Path, stored: Sequence[tuple[Path, dict[str, Any] | Non
     for path, about in reversed(stored):
         names = ", ".join(name for name, target in links.items() if target == path.name)
         if about is None:
-            cells = '<td colspan="4">damaged: checkpoint.json is not what was written</td>'
+            cells = '<td colspan="4">damaged: checkpoint.json is not valid</td>'
         else:
             figures = (
                 f"{about['tokens']:,}" if "tokens" in about else "",
@@ -260,7 +279,7 @@ def _checkpoints(folder: Path, stored: Sequence[tuple[Path, dict[str, Any] | Non
 
 
 def _table(rows: Iterable[tuple[str, str]]) -> str:
-    """Names and their HTML side by side."""
+    """Returns a table of names and HTML values."""
     return (
         '<div class="card"><table>'
         + "".join(f"<tr><th>{escape(name)}</th><td>{value}</td></tr>" for name, value in rows)
@@ -270,38 +289,3 @@ def _table(rows: Iterable[tuple[str, str]]) -> str:
 
 def _dict(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
-
-
-def duration(seconds: float) -> str:
-    """A time in its two largest units: 2 d 5 h, 3 min 20 s."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s"
-    hours, minutes = divmod(minutes, 60)
-    if hours < 48:
-        return f"{hours} h {minutes} min"
-    return f"{hours // 24} d {hours % 24} h"
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's options."""
-    parser.description = (
-        "Writes one HTML page about a run: its figures, config, data, machine and checkpoints. It opens without a "
-        "network, in light and in dark. The run may be in progress."
-    )
-    parser.add_argument("run", metavar="RUN", help="a run's folder")
-    parser.add_argument("-o", "--output", metavar="FILE", required=True, help="page to write, .html")
-    parser.add_argument("--force", action="store_true", help="overwrite the file if it exists")
-    parser.set_defaults(command=run)
-
-
-def run(options: argparse.Namespace) -> int:
-    """Writes the page. Raises InputError for a run or an output that are not allowed; nothing is written then."""
-    output = Path(options.output)
-    plot.check_output(output, (".html",), options.force)
-    plot.need_matplotlib()
-    write_file(output, page(Path(options.run)).encode())
-    print(output)
-    return 0

@@ -1,15 +1,15 @@
-"""A run followed in Weights & Biases or TensorBoard: what metrics.jsonl gets, they get too, under the same names.
+"""Logs a run to Weights & Biases or TensorBoard: the numbers of metrics.jsonl under the same names.
 
-The run's own files are the truth; a tracker is a guest. One that fails, at its start or in the middle of a run, is
-dropped with one warning, and the run goes on. The step is `epoch`. A run that is resumed goes on in the same tracked
-run, and an epoch that it does again after a crash is not there twice:
+The files of the run are authoritative. If a tracker fails, at its start or later, its logging stops with one warning
+and training continues. The step is `epoch`. A resumed run continues the same tracked run, and an epoch that is repeated
+after a crash appears once:
 
-* TensorBoard writes a new event file into <run>/tensorboard, which opens with the mark that voids the steps after the
-  checkpoint in the older files.
-* Weights & Biases forgets nothing, so epochs that it has are left out, and those that it lost in a crash are told
-  again. <run>/wandb.json keeps its run's id, and the epochs it was told of for runs without a network:
-  `WANDB_MODE=offline` keeps it all in <run>/wandb, for `wandb sync`. There a kill (not a signal that a run heeds) costs
-  the epochs that its own process had not written yet.
+* TensorBoard: a new event file in <run>/tensorboard starts with a mark that invalidates the steps after the checkpoint
+  in the older files.
+* Weights & Biases cannot remove steps. Epochs that it has are skipped; epochs that it lost in a crash are logged again.
+  <run>/wandb.json holds the id of its run. For runs without a network it also holds the last epoch logged:
+  `WANDB_MODE=offline` writes to <run>/wandb, for `wandb sync`. In this mode SIGKILL loses the epochs that wandb's
+  process has not written yet.
 """
 
 from __future__ import annotations
@@ -31,23 +31,23 @@ from nanoegg_mlx.errors import InputError
 from nanoegg_mlx.store.metrics import WEIGHT_EDGES, Record, iterate
 
 _START_SECONDS = 30.0
-"""How long a run that begins waits for an answer."""
+"""Timeout for the server when a run begins."""
 
 _FINISH_SECONDS = 60.0
-"""How long a run that has ended waits for uploads; what is left can be uploaded with `wandb sync`."""
+"""Timeout for uploads when a run has ended; `wandb sync` uploads the rest."""
 
 
 class Tracker(Protocol):
-    """One place that a run is followed in."""
+    """One service that a run is logged to."""
 
     place: str
-    """Where to look: a folder or an address."""
+    """The folder or the address that shows the run."""
 
     def log(self, line: Record) -> None:
-        """Takes a line of the metrics."""
+        """Logs a line of the metrics."""
 
     def close(self) -> None:
-        """Waits until all is written."""
+        """Waits until all lines are written."""
 
 
 class TensorBoard:
@@ -71,7 +71,7 @@ class TensorBoard:
         if "weights" in line:
             values.append(Summary.Value(tag="weights", histo=self._histogram(line["weights"])))
         self._writer.add_event(Event(wall_time=time.time(), step=line["epoch"], summary=Summary(value=values)))
-        self._writer.flush()  # a kill loses nothing
+        self._writer.flush()  # the line survives SIGKILL
 
     def close(self) -> None:
         self._writer.close()
@@ -82,10 +82,10 @@ class TensorBoard:
 
         count = np.array(counts, np.float64)
         middle = (WEIGHT_EDGES[:-1] + WEIGHT_EDGES[1:] - 1) / 2
-        there = np.flatnonzero(count)
+        used = np.flatnonzero(count)
         return HistogramProto(
-            min=WEIGHT_EDGES[there[0]],
-            max=WEIGHT_EDGES[there[-1] + 1] - 1,
+            min=WEIGHT_EDGES[used[0]],
+            max=WEIGHT_EDGES[used[-1] + 1] - 1,
             num=count.sum(),
             sum=count @ middle,
             sum_squares=count @ middle**2,
@@ -95,7 +95,7 @@ class TensorBoard:
 
 
 class Wandb:
-    """A Weights & Biases run; WANDB_PROJECT, WANDB_ENTITY and WANDB_MODE are heeded."""
+    """A Weights & Biases run. Reads WANDB_PROJECT, WANDB_ENTITY and WANDB_MODE."""
 
     def __init__(self, folder: Path, config: Config, epochs: int) -> None:
         import wandb
@@ -103,9 +103,9 @@ class Wandb:
         self._state = os.open(folder / "wandb.json", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
             known = json.loads(os.pread(self._state, 1000, 0))
-            self._id, self._told = str(known["id"]), int(known["epochs"])
-        except (ValueError, KeyError, TypeError):  # a new file, or one that was not written whole
-            self._id, self._told = secrets.token_hex(4), -1
+            self._id, self._logged = str(known["id"]), int(known["epochs"])
+        except (ValueError, KeyError, TypeError):  # a new file, or an incomplete one
+            self._id, self._logged = secrets.token_hex(4), -1
         self._run = wandb.init(
             dir=str(folder),
             project=os.environ.get("WANDB_PROJECT", "nanoegg-mlx"),
@@ -118,30 +118,31 @@ class Wandb:
             ),
         )
         self.place = str(folder / "wandb") if self._run.offline else str(self._run.url)
-        if self._run.resumed:  # the server knows best what has arrived; what a crash has kept back follows now
-            self._told = self._run.step - 1
+        if self._run.resumed:
+            # The server's step is the truth: the local count may include epochs that a crash lost before the upload.
+            self._logged = self._run.step - 1
             for line in iterate(folder / "metrics.jsonl"):
                 self.log(line)
-        self._note(self._told)
+        self._save_state(self._logged)
 
     def log(self, line: Record) -> None:
         import wandb
 
-        if line["epoch"] <= self._told:
+        if line["epoch"] <= self._logged:
             return
-        told: dict[str, Any] = dict(_numbers(line))
+        values: dict[str, Any] = dict(_numbers(line))
         if "weights" in line:
-            told["weights"] = wandb.Histogram(np_histogram=(np.array(line["weights"]), WEIGHT_EDGES - 0.5))
-        self._run.log(told, step=line["epoch"])
-        self._note(line["epoch"])
+            values["weights"] = wandb.Histogram(np_histogram=(np.array(line["weights"]), WEIGHT_EDGES - 0.5))
+        self._run.log(values, step=line["epoch"])
+        self._save_state(line["epoch"])
 
     def close(self) -> None:
         os.close(self._state)
         self._run.finish()
 
-    def _note(self, epochs: int) -> None:
-        """Notes what was told, in one write of always the same length."""
-        self._told = epochs
+    def _save_state(self, epochs: int) -> None:
+        """Saves the last epoch logged. One write of constant length: a crash cannot leave a mixture of old and new."""
+        self._logged = epochs
         os.pwrite(self._state, f'{{"id": {json.dumps(self._id)}, "epochs": {epochs:>20}}}\n'.encode(), 0)
 
 
@@ -149,34 +150,34 @@ TRACKERS: dict[str, Callable[[Path, Config, int], Tracker]] = {"wandb": Wandb, "
 
 
 class Tracking:
-    """All trackers of a run."""
+    """All trackers of a run. Their failures do not reach the caller."""
 
     def __init__(
-        self, names: Sequence[str], folder: Path, config: Config, epochs: int, say: Callable[[str], object]
+        self, names: Sequence[str], folder: Path, config: Config, epochs: int, message: Callable[[str], object]
     ) -> None:
         """Starts the trackers.
 
         Args:
-            names: of TRACKERS.
-            folder: the run's.
-            config: the run's.
-            epochs: done; the next line to come is of the one after, or of 0.
-            say: is told where each tracker is, and in a sentence of each that fails.
+            names: keys of TRACKERS.
+            folder: the folder of the run.
+            config: the config of the run.
+            epochs: epochs done; the next line is that of the following epoch, or of epoch 0.
+            message: receives a line with the place of each tracker, and a sentence for each failure.
         """
-        self._say = say
+        self._notify = message
         self._trackers: dict[str, Tracker] = {}
         for name in dict.fromkeys(names):
             try:
                 self._trackers[name] = TRACKERS[name](folder, config, epochs)
-                say(f"{name}: {self._trackers[name].place}")
+                message(f"{name}: {self._trackers[name].place}")
             except Exception as error:
                 self._failed(name, error)
 
     def message(self, text: str) -> None:
-        pass
+        """Does nothing: trackers log the metrics only."""
 
     def record(self, line: Record) -> None:
-        """Tells all trackers a line of the metrics."""
+        """Logs a line of the metrics to all trackers."""
         for name, tracker in list(self._trackers.items()):
             try:
                 tracker.log(line)
@@ -195,16 +196,16 @@ class Tracking:
 
     def _failed(self, name: str, error: Exception) -> None:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-        self._say(f"warning: {name} is not told of this run any more ({reason}); the run goes on.")
+        self._notify(f"warning: logging to {name} stopped ({reason}); training continues.")
 
 
 def need(names: Sequence[str]) -> None:
-    """Raises InputError, naming the extra, where a tracker's package is not installed."""
+    """Raises InputError, with the name of the extra, if the package of a tracker is not installed."""
     for name in names:
         if importlib.util.find_spec(name) is None:
-            raise InputError(f"--track {name} needs the package {name}: `pip install 'nanoegg-mlx[{name}]'`.")
+            raise InputError(f"{name} is not installed; --track {name} needs it: `pip install 'nanoegg-mlx[{name}]'`.")
 
 
 def _numbers(line: Record) -> dict[str, float]:
-    """The line's numbers but the epoch, which is the step."""
+    """Returns the numbers of a line without the epoch, which is the step."""
     return {name: value for name, value in line.items() if isinstance(value, int | float) and name != "epoch"}

@@ -1,4 +1,4 @@
-"""The yardsticks: entropies against plain counting, smoothed n-grams against dictionaries, and the command."""
+"""Baselines: entropies against plain counting, smoothed n-grams against dictionaries, and the command."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.traces import pseudo_text
 
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Several pieces, whose seams must not show."""
+    """Several pieces: their boundaries must not change a result."""
     monkeypatch.setattr(baselines, "_PIECE", 30_000)
 
 
@@ -84,7 +84,7 @@ def test_smoothed_ngrams_against_dictionaries(order: int) -> None:
 
 
 def test_an_ngram_of_other_text_costs_more_than_the_entropy() -> None:
-    """What the figures are for: the empirical entropy flatters itself, most of all on a short text."""
+    """The empirical entropy is lower than the figure of a model that counts another text."""
     train, text = pseudo_text(50_000, 1), pseudo_text(3000, 2)
     for order in (1, 2, 3):
         assert NGram(train, order).bits_per_byte(text) > empirical_entropy(text, order)
@@ -95,7 +95,7 @@ def test_an_ngram_of_other_text_costs_more_than_the_entropy() -> None:
 
 @pytest.mark.parametrize("order", [1, 2, 3])
 def test_texts_too_short(order: int) -> None:
-    with pytest.raises(InputError, match=f"at least {order} tokens, not {order - 1}"):
+    with pytest.raises(InputError, match=f"tokens is {order - 1}; for {order}-grams it must be at least {order}"):
         empirical_entropy(np.zeros(order - 1, np.uint8), order)
 
 
@@ -135,9 +135,9 @@ def test_the_command(caches: None, capsys: pytest.CaptureFixture[str], name: str
     [
         (["unigram", "none.npy"], ["none.npy", "nanoegg prepare"]),
         (["gzip", "none.txt"], ["none.txt cannot be read"]),
-        (["xz", "empty.npy"], ["empty.npy holds no tokens"]),
+        (["xz", "empty.npy"], ["empty.npy is empty", "at least one token"]),
         (["bigram", "wide.npy"], ["int32", "1-D uint8"]),
-        (["trigram", "valid.npy", "--train=empty.npy"], ["empty.npy holds no tokens"]),
+        (["trigram", "valid.npy", "--train=empty.npy"], ["empty.npy is empty"]),
         (["trigram", "valid.npy", "--train=note.txt"], ["note.txt", "not a .npy file"]),
         (["gzip", "valid.npy", "--train=train.npy"], ["--train"]),
         (["fourgram", "valid.npy"], ["fourgram"]),

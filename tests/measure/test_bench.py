@@ -1,4 +1,4 @@
-"""`nanoegg bench`: what its figures are made of, the command that times another implementation, and every mistake."""
+"""`nanoegg bench`: its figures, the command that times another implementation, and every mistake."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ import argparse
 import json
 import math
 import shlex
+import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from nanoegg_mlx.cli import main
+from nanoegg_mlx.commands import bench as bench_command
 from nanoegg_mlx.measure import bench
 from tests.traces import ENGINES
 
@@ -38,7 +41,8 @@ def test_figures(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
     peaks = iter([1000.0, 3000.0] * 9)
     monkeypatch.setattr(bench.time, "perf_counter", lambda: float(next(clock)))
     monkeypatch.setattr(bench, "_peak", lambda engine, threads: next(peaks) if engine == "cpu" else 0.0)
-    figures = bench.measure(VALIDATION, 3, engine, 1)
+    options = argparse.Namespace(repeats=3, engine=engine, threads=1)
+    figures = bench_command.measure_here(VALIDATION, options)
     assert figures["engine"] == engine and figures["title"] == "tiny, validation"
     assert (figures["tokens_per_second"], figures["milliseconds"]) == (20, 1000)
     assert figures["multiply_adds_per_second"] == 20 * 2816
@@ -49,8 +53,15 @@ def test_figures(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
         assert figures["peak"] is None and figures["peak_share"] is None
 
 
+def test_the_caller_defines_the_epoch() -> None:
+    """One epoch is not timed; the update's share is what the epoch returns."""
+    shares = iter([0.9, 0.25, 0.5, 0.25])
+    figures = bench.measure(TINY, lambda: next(shares), TINY.config("mlx", 0), 3)
+    assert next(shares, None) is None and figures["update_share"] == 0.25
+
+
 def test_table(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """A row a case and one a reference, whose command has been told the case; all of it in the JSON file too."""
+    """A row for each case and each reference, which receives the case's numbers; the JSON file has all of them."""
     command = python("print('warming up'); print('{\"tokens_per_second\": {population}{tokens}.5}')")
     assert main(["bench", "--repeats=1", f"--json={tmp_path}/b.json", "--reference-command", command]) == 0
     out, err = capfd.readouterr()
@@ -64,6 +75,18 @@ def test_table(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert " 46 " in reference and f"{rows[0]['times_reference']:,.1f} times" in reference
 
 
+def test_a_case_imports_no_other_command() -> None:
+    """Resident memory is a result: the process of a case must not load the packages of other commands."""
+    case = json.dumps(asdict(VALIDATION))
+    script = (
+        "import sys; from nanoegg_mlx.cli import main\n"
+        f"assert main(['bench', '--repeats=1', '--case', {case!r}]) == 0\n"
+        "print([name for name in ('pyarrow', 'datasets', 'matplotlib') if name in sys.modules])\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert ended.stdout.splitlines()[-1] == "[]"
+
+
 def test_placeholders() -> None:
     code = "import json; print(json.dumps(dict(tokens_per_second={n_layer} + {n_embd} + {population} + {tokens})))"
     assert bench.reference_rate(python(code), bench.Case("x", 1000, 200, 30, 4)) == 1234.0
@@ -74,12 +97,12 @@ def test_placeholders() -> None:
     [
         ("no-such-command-anywhere", ["exit code 127", "no-such-command-anywhere"]),
         (python("import sys; sys.exit('one\\ntwo')"), ["exit code 1: two"]),
-        (python("import sys; sys.exit(3)"), ["exit code 3, without a word on stderr"]),
-        ("true", ["a JSON object with a positive number tokens_per_second; it printed nothing"]),
-        (python("print('fast')"), ["tokens_per_second; it is 'fast'"]),
-        (python("print('[1]')"), ["it is '[1]'"]),
-        (python("print('{}')"), ["it is '{}'"]),
-        (python("print('7')"), ["it is '7'"]),
+        (python("import sys; sys.exit(3)"), ["exit code 3, and its stderr is empty"]),
+        ("true", ["'true' is missing; it must be a JSON object with a positive number tokens_per_second"]),
+        (python("print('fast')"), ["is 'fast'; it must be a JSON object"]),
+        (python("print('[1]')"), [" is '[1]'; it must"]),
+        (python("print('{}')"), [" is '{}'; it must"]),
+        (python("print('7')"), [" is '7'; it must"]),
         *[
             (python(f"print('{{\"tokens_per_second\": {value}}}')"), [f"tokens_per_second\": {value}}}'"])
             for value in ("0", "-1", "true", "null", "NaN", "Infinity", "[3]")
@@ -96,9 +119,9 @@ def test_reference_mistakes(command: str, parts: list[str], capfd: pytest.Captur
 @pytest.mark.parametrize(
     ("options", "part"),
     [
-        (["--repeats=0"], "--repeats 0"),
+        (["--repeats=0"], "--repeats is 0"),
         (["--json=/no/such/folder/file"], "/no/such/folder"),
-        (["--threads=-1"], "threads = -1"),
+        (["--threads=-1"], "-1"),
     ],
 )
 def test_mistakes(options: list[str], part: str, capfd: pytest.CaptureFixture[str]) -> None:
@@ -108,10 +131,12 @@ def test_mistakes(options: list[str], part: str, capfd: pytest.CaptureFixture[st
 
 
 def test_cases_are_what_a_config_allows() -> None:
-    """Every case of the tables can be made; none is run here."""
+    """Every case of the tables has a config; none is run here."""
     for case in bench.SCALING:
+        config = case.config("auto", 0)
         assert math.prod((case.n_layer, case.n_embd, case.population, case.tokens)) > 0
+        assert (config.n_layer, config.n_embd, config.population) == (case.n_layer, case.n_embd, case.population)
     parser = argparse.ArgumentParser()
-    bench.add_arguments(parser)
+    bench_command.add_arguments(parser)
     options: Any = parser.parse_args([])
     assert (options.repeats, options.engine, options.threads, options.reference_command) == (5, "auto", 0, None)

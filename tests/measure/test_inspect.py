@@ -16,9 +16,8 @@ from nanoegg_mlx.cli import main
 from nanoegg_mlx.core.model import forward
 from nanoegg_mlx.core.params import Params
 from nanoegg_mlx.measure.inspect import KINDS, inspect_activations, inspect_params
-from nanoegg_mlx.training import run
 from tests import oracle
-from tests.tiny import work_in
+from tests.tiny import train, work_in
 from tests.traces import pseudo_text
 
 CONFIG = Config(n_layer=2, n_embd=12, vocab_size=128, population=2)
@@ -146,7 +145,7 @@ def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         population=8, tokens_per_update=5, train="train.npy", valid="valid.npy", checkpoints="runs", name="t",
         num_epochs=2, validation_batch_size=4,
     )  # fmt: skip
-    assert run.train(config) == 0
+    train(config)
     return "runs/t"
 
 
@@ -166,7 +165,7 @@ def test_the_command(trained: str, capsys: pytest.CaptureFixture[str]) -> None:
 
     Path("valid.npy").unlink()
     assert main(["inspect", trained]) == 0
-    assert "valid.npy is not there" in capsys.readouterr().out
+    assert "valid.npy does not exist" in capsys.readouterr().out
     Path("note.txt").write_text("a note")
     assert main(["inspect", trained, "--text=note.txt", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["text"] == "note.txt"
@@ -176,14 +175,16 @@ def test_the_command(trained: str, capsys: pytest.CaptureFixture[str]) -> None:
     ("options", "parts"),
     [
         (["--text=none.txt"], ["none.txt cannot be read"]),
-        (["--rows=0"], ["--rows 0", "at least 1"]),
-        (["--tokens=-3"], ["--tokens -3", "at least 1"]),
-        (["--rows=201"], ["400 tokens", "1 to 200"]),
-        (["--text=tiny.txt"], ["the byte 195", "vocab_size = 128"]),
+        (["--rows=0"], ["--rows is 0", "at least 1"]),
+        (["--tokens=-3"], ["--tokens is -3", "at least 1"]),
+        (["--rows=201"], ["--rows is 201", "400 tokens", "1 to 200"]),
+        (["--text=short.npy"], ["short.npy has fewer than 2 tokens"]),
+        (["--text=tiny.txt"], ["195", "128"]),
     ],
 )
 def test_mistakes(trained: str, capsys: pytest.CaptureFixture[str], options: list[str], parts: list[str]) -> None:
     Path("tiny.txt").write_text("é", encoding="utf-8")
+    np.save("short.npy", np.zeros(1, np.uint8))
     capsys.readouterr()
     assert main(["inspect", trained, *options]) == 2
     out, err = capsys.readouterr()

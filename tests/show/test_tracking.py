@@ -1,4 +1,4 @@
-"""Tracked runs, read back from the trackers' own files; and trackers that fail, which a run outlives."""
+"""Tracked runs, read back from the trackers' own files; and trackers that fail while training continues."""
 
 from __future__ import annotations
 
@@ -22,8 +22,7 @@ from nanoegg_mlx.cli import main
 from nanoegg_mlx.show import tracking
 from nanoegg_mlx.store import checkpoint
 from nanoegg_mlx.store.metrics import WEIGHT_EDGES, read_metrics
-from nanoegg_mlx.training import run
-from tests.tiny import tiny_config, tiny_run
+from tests.tiny import resume, tiny_config, tiny_run
 
 
 @pytest.fixture(autouse=True)
@@ -96,14 +95,14 @@ def numbers(line: dict[str, Any]) -> dict[str, float]:
 
 
 def crash(folder: Path) -> None:
-    """What a run leaves that is killed after its metrics ran ahead of its checkpoints."""
+    """Removes the last checkpoint, as after a crash between two checkpoints."""
     checkpoint.remove(folder / "epoch-00000012")
 
 
 def test_tensorboard(tmp_path: Path) -> None:
     folder = tiny_run(tmp_path, ("tensorboard",))
     crash(folder)
-    assert run.resume(folder, {"num_epochs": 14}, track=("tensorboard",)) == 0
+    resume(folder, {"num_epochs": 14}, track=("tensorboard",))
     lines = read_metrics(folder / "metrics.jsonl")
     read = events(folder)
     assert len(list((folder / "tensorboard").iterdir())) == 2
@@ -116,7 +115,7 @@ def test_tensorboard(tmp_path: Path) -> None:
         assert [(event.step, event.value) for event in read.Scalars(name)] == points
     histograms = read.Histograms("weights")
     validated = [line for line in lines if "weights" in line]
-    # After the crash at 12 epochs the validation there is done again, and 14 is one of its own.
+    # The crash removed the checkpoint of epoch 12; its validation at the end of the first run is cut off.
     assert [event.step for event in histograms] == [line["epoch"] for line in validated] == [0, 5, 10, 14]
     for event, line in zip(histograms, validated, strict=True):
         value = event.histogram_value
@@ -127,15 +126,15 @@ def test_tensorboard(tmp_path: Path) -> None:
 
 def test_wandb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tiny_run(tmp_path, ("wandb",))
-    told = json.loads((folder / "wandb.json").read_text())
-    assert told["epochs"] == 12 and f"wandb: {folder}/wandb" in capsys.readouterr().err
+    state = json.loads((folder / "wandb.json").read_text())
+    assert state["epochs"] == 12 and f"wandb: {folder}/wandb" in capsys.readouterr().err
     before = read_metrics(folder / "metrics.jsonl")
     crash(folder)
-    assert run.resume(folder, {"num_epochs": 14}, track=("wandb",)) == 0
-    assert json.loads((folder / "wandb.json").read_text()) == {"id": told["id"], "epochs": 14}
+    resume(folder, {"num_epochs": 14}, track=("wandb",))
+    assert json.loads((folder / "wandb.json").read_text()) == {"id": state["id"], "epochs": 14}
     files = sorted(folder.glob("wandb/offline-run-*"))
     # offline-run-TIME-ID, with a number behind it where one second saw both.
-    assert [path.name.split("-")[3] for path in files] == [told["id"]] * 2
+    assert [path.name.split("-")[3] for path in files] == [state["id"]] * 2
     lines = before + read_metrics(folder / "metrics.jsonl")[13:]
     history = wandb_history(folder)
     assert [step for step, _ in history] == [line["epoch"] for line in lines] == list(range(15))
@@ -151,13 +150,13 @@ def test_wandb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 class Served:
-    """What wandb.init returns for a run that the server has up to `step` - 1."""
+    """The result of wandb.init for a run of which the server has the steps up to `step` - 1."""
 
     def __init__(self, step: int) -> None:
         self.step, self.resumed, self.offline, self.url = step, True, False, "the server's address"
         self.steps: list[int] = []
 
-    def log(self, told: dict[str, Any], step: int) -> None:
+    def log(self, values: dict[str, Any], step: int) -> None:
         self.steps.append(step)
 
     def finish(self) -> None:
@@ -165,10 +164,10 @@ class Served:
 
 
 @pytest.mark.parametrize(("step", "expected"), [(7, [7, 8, 9, 10, 11, 12]), (13, []), (11, [11, 12])])
-def test_wandb_server_knows_what_it_has(
+def test_wandb_server_decides_what_is_logged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int, expected: list[int]
 ) -> None:
-    """After a crash the steps that got lost are told again, and those that arrived are not."""
+    """After a crash, lost steps are logged again and steps that arrived are not."""
     folder = tiny_run(tmp_path)
     lines = read_metrics(folder / "metrics.jsonl")
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines[:9]))  # the checkpoint
@@ -181,14 +180,15 @@ def test_wandb_server_knows_what_it_has(
 
     monkeypatch.setattr(wandb, "init", init)
     (folder / "wandb.json").write_text('{"id": "abc", "epochs": 12}')
-    said: list[str] = []
-    tracked = tracking.Tracking(["wandb"], folder, tiny_config(tmp_path), 8, said.append)
+    messages: list[str] = []
+    tracked = tracking.Tracking(["wandb"], folder, tiny_config(tmp_path), 8, messages.append)
+    tracked.message("not logged")
     for line in lines[9:]:
-        tracked.log(line)
+        tracked.record(line)
     tracked.close()
     assert served.steps == [*expected, -1]
     assert (options["id"], options["resume"], options["name"]) == ("abc", "allow", "t")
-    assert said == ["wandb: the server's address"]
+    assert messages == ["wandb: the server's address"]
 
 
 def test_both_at_once_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -205,7 +205,7 @@ def test_both_at_once_from_the_command_line(tmp_path: Path, capsys: pytest.Captu
 
 
 @pytest.mark.parametrize("when", ["start", "middle", "end"])
-def test_a_failing_tracker_does_not_take_the_run_with_it(
+def test_training_continues_without_a_failing_tracker(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
     calls = 0
@@ -221,19 +221,19 @@ def test_a_failing_tracker_does_not_take_the_run_with_it(
     monkeypatch.setattr(EventFileWriter, "flush", lambda self: None)
     folder = tiny_run(tmp_path, ("tensorboard",))
     warnings = [text for text in capsys.readouterr().err.splitlines() if text.startswith("warning")]
-    assert warnings == ["warning: tensorboard is not told of this run any more (the network is down); the run goes on."]
+    assert warnings == ["warning: logging to tensorboard stopped (the network is down); training continues."]
     assert calls == {"start": 1, "middle": 6, "end": 1}[when]
     assert [line["epoch"] for line in read_metrics(folder / "metrics.jsonl")] == list(range(13))
     assert checkpoint.load(folder).epoch == 12
 
 
-def test_what_was_not_written_whole_is_a_new_tracked_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_incomplete_state_starts_a_new_tracked_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     served = Served(0)
     served.resumed = False
     monkeypatch.setattr(wandb, "init", lambda **options: served)
     (tmp_path / "wandb.json").write_text('{"id": "abc", "ep')
     tracked = tracking.Tracking(["wandb"], tmp_path, tiny_config(tmp_path), 0, lambda text: None)
-    tracked.log({"epoch": 0, "tokens": 0})
+    tracked.record({"epoch": 0, "tokens": 0})
     tracked.close()
     known = json.loads((tmp_path / "wandb.json").read_text())
     assert known["id"] != "abc" and len(known["id"]) == 8 and known["epochs"] == 0 and served.steps == [0, -1]

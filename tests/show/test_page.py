@@ -1,4 +1,4 @@
-"""What is drawn is what the metrics say: curves of any length, yardsticks, weights; and the command that draws them."""
+"""Panels have the numbers of the metrics, with baselines and notes; and the command that draws them."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from matplotlib.collections import QuadMesh
 from nanoegg_mlx import InputError
 from nanoegg_mlx.cli import main
 from nanoegg_mlx.measure import baselines
-from nanoegg_mlx.show import curves
-from nanoegg_mlx.show import panels as plot
-from nanoegg_mlx.show.curves import KEYS, Validation, open_run, read_curves
+from nanoegg_mlx.show.page import compose, page, plot_runs
+from nanoegg_mlx.show.panels import panels
+from nanoegg_mlx.show.style import COLOURS, STYLE
 from nanoegg_mlx.store.metrics import WEIGHT_EDGES, read_metrics
 from tests.tiny import tiny_run
 from tests.traces import pseudo_text
@@ -31,13 +31,13 @@ from tests.traces import pseudo_text
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run's folder; not to be changed."""
+    """A run's folder; tests must not change it."""
     return tiny_run(tmp_path_factory.mktemp("plot"), num_epochs=20)
 
 
 @pytest.fixture
 def other(tmp_path: Path) -> Path:
-    """The metrics of a run of another kind, with the few numbers it has, still being written."""
+    """An incomplete metrics.jsonl of another program, with few numbers."""
     lines = [
         {"epoch": e, "tokens": 500 * e, "loss_mean": 8 - 0.1 * e, "validation": 7.5 if e % 4 == 0 else None,
          "seconds": 0.5 * e, "extra": {"nested": [1]}}
@@ -51,8 +51,8 @@ def other(tmp_path: Path) -> Path:
 
 def drawn(*folders: Path) -> dict[str, Axes]:
     """The panels of a page by their titles."""
-    with matplotlib.rc_context(plot.STYLE):
-        figure = plot.page(plot.compose(folders))
+    with matplotlib.rc_context(STYLE):
+        figure = page(compose(folders))
         figure.savefig(io.BytesIO(), format="png", dpi=30)
     return {axes.get_title(loc="left"): axes for axes in figure.axes if axes.get_title(loc="left")}
 
@@ -62,93 +62,10 @@ def lines(axes: Axes) -> list[tuple[list[float], list[float]]]:
     return [(np.array(line.get_xdata()).tolist(), np.array(line.get_ydata()).tolist()) for line in axes.get_lines()]
 
 
-def test_short_curves_are_the_lines(folder: Path) -> None:
-    metrics = read_metrics(folder / "metrics.jsonl")
-    read = read_curves(folder / "metrics.jsonl")
-    assert (read.lines, read.width) == (21, 1)
-    for key in KEYS:
-        expected = np.array([line.get(key) for line in metrics], float)
-        for array in (read.mean[key], read.low[key], read.high[key]):
-            assert np.array_equal(array, expected, equal_nan=True)
-    for line, shares in zip(metrics, read.weights, strict=True):
-        if "weights" in line:
-            assert np.array_equal(shares, np.array(line["weights"]) / sum(line["weights"]))
-        else:
-            assert np.isnan(shares).all()
-    assert read.last == {key: float(metrics[-1][key]) for key in KEYS}
-    validated = [
-        Validation(line["epoch"], line["tokens"], line["validation"], line["validation_exact"])
-        for line in metrics
-        if line["validation"]
-    ]
-    assert read.first_validation == validated[0] and read.last_validation == validated[-1]
-    assert read.best_validation == min(validated, key=lambda validation: validation.figure)
-
-
-@pytest.mark.parametrize("block", [1 << 22, 997])
-@pytest.mark.parametrize("number", [399, 400, 2573])
-def test_long_curves_are_thinned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, block: int) -> None:
-    monkeypatch.setattr(curves, "_BLOCK", block)
-    generator = np.random.default_rng(number)
-    loss = generator.normal(5, 1, number)
-    validation = np.where(np.arange(number) % 7 == 0, generator.normal(5, 1, number), np.nan)
-    weights = generator.integers(1, 9, (number, 53))
-    rows = []
-    for e in range(number):
-        row: dict[str, Any] = {"epoch": e, "tokens": 10 * e, "loss_mean": loss[e], "validation": None}
-        if e % 7 == 0:
-            row |= {"validation": validation[e], "weights": weights[e].tolist()}
-        rows.append(row)
-    path = tmp_path / "metrics.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    read = read_curves(path, points=200)
-    width = {399: 1, 400: 1, 2573: 8}[number]
-    assert (read.lines, read.width) == (number, width)
-    bins = [slice(start, start + width) for start in range(0, number, width)]
-    assert len(read.mean["epoch"]) == len(bins) <= 400
-    assert np.allclose(read.mean["loss_mean"], [loss[part].mean() for part in bins], rtol=1e-12)
-    assert np.array_equal(read.low["loss_mean"], [loss[part].min() for part in bins])
-    assert np.array_equal(read.high["loss_mean"], [loss[part].max() for part in bins])
-    assert np.array_equal(read.mean["tokens"], [10 * np.arange(number)[part].mean() for part in bins])
-    for position, part in enumerate(bins):
-        there = np.flatnonzero(np.isfinite(validation[part])) + part.start
-        assert np.isfinite(read.mean["validation"][position]) == bool(len(there))
-        if len(there):
-            assert read.mean["validation"][position] == pytest.approx(validation[there].mean())
-            shares = weights[there] / weights[there].sum(axis=1, keepdims=True)
-            assert np.allclose(read.weights[position], shares.mean(axis=0))
-    best = int(np.nanargmin(validation))
-    assert read.best_validation and read.best_validation.epoch == best
-    assert not read.has("rss_mb") and read.has("loss_mean") and np.isnan(read.best_validation.exact)
-
-
-def test_damaged_metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "metrics.jsonl"
-    good = '{"epoch": 1, "tokens": 2, "loss_mean": 3.5, "threshold": null}\n'
-    for end in ("", '{"epoch": 1', "junk\n", '{"tokens": 3}\n', '{"epoch": 4}\n', '{"epoch": 1, "tokens": "x"}\n'):
-        path.write_text(good * 3 + end)
-        read = read_curves(path)
-        assert read.lines == 3 and read.mean["loss_mean"].tolist() == [3.5] * 3, end
-    for damage in ("junk\n", '{"tokens": 3}\n', '{"epoch": 4}\n', "\n", '{"epoch": 1, "tokens": 2, "ties": [1]}\n'):
-        for block in (1 << 22, 1):
-            monkeypatch.setattr(curves, "_BLOCK", block)
-            path.write_text(good * 3 + damage + good)
-            with pytest.raises(InputError, match=r"Line 4 of .*metrics\.jsonl is damaged"):
-                read_curves(path)
-    # What JSON does not know but Python writes.
-    path.write_text('{"epoch": 1, "tokens": 2, "loss_mean": NaN, "ties": 0.5}\n')
-    assert read_curves(path).mean["ties"].tolist() == [0.5] and not read_curves(path).has("loss_mean")
-    path.write_text("")
-    with pytest.raises(InputError, match="has nothing to draw yet"):
-        open_run(tmp_path)
-    with pytest.raises(InputError, match=r"There is no run in .*nowhere"):
-        open_run(tmp_path / "nowhere")
-
-
 def test_a_page_of_one_run(folder: Path) -> None:
     metrics = read_metrics(folder / "metrics.jsonl")
-    panels = drawn(folder)
-    assert list(panels) == [
+    drawing = drawn(folder)
+    assert list(drawing) == [
         "Loss against tokens", "Loss against training time", "Validation, close up", "Losses over the population",
         "Entries moved by an update", "Threshold of the vote", "Matrix weights over time",
         "Matrix entries at the limits", "Ties", "Throughput", "Resident memory",
@@ -156,36 +73,36 @@ def test_a_page_of_one_run(folder: Path) -> None:
     epochs, validated = metrics[1:], [line for line in metrics if line["validation"] is not None]
 
     for title, key, unit in (("Loss against tokens", "tokens", 1.0), ("Loss against training time", "seconds", 1.0)):
-        training, validation, *yardsticks = lines(panels[title])
+        training, validation, *others = lines(drawing[title])
         assert training == ([line[key] / unit for line in epochs], [line["loss_mean"] for line in epochs])
         assert validation == ([line[key] / unit for line in validated], [line["validation"] for line in validated])
         text = pseudo_text(900, 2)
         figures = [baselines.unigram(text), baselines.bigram(text), baselines.gzip(text)]
-        assert [y for _, y in yardsticks] == [[figure, figure] for figure in figures]
-        assert [note.get_text() for note in panels[title].texts] == [
+        assert [y for _, y in others] == [[figure, figure] for figure in figures]
+        assert [note.get_text() for note in drawing[title].texts] == [
             f"{name}\n{figure:.3f}" for figure, name in sorted(zip(figures, ("unigram", "bigram", "gzip"), strict=True))
         ]
-        assert panels[title].get_ylabel() == "bits per byte"
-    assert panels["Loss against training time"].get_xlabel() == "training time in seconds"
+        assert drawing[title].get_ylabel() == "bits per byte"
+    assert drawing["Loss against training time"].get_xlabel() == "training time in seconds"
 
-    figure, exact = lines(panels["Validation, close up"])
+    figure, exact = lines(drawing["Validation, close up"])
     assert figure[1] == [line["validation"] for line in validated] and figure[0] == [0, 5, 10, 15, 20]
     assert exact[1] == [line["validation_exact"] for line in validated]
-    moved = lines(panels["Entries moved by an update"])
+    moved = lines(drawing["Entries moved by an update"])
     for (x, y), key in zip(moved, ("moved_matrix", "moved_vector", "alpha"), strict=True):
         assert x == list(range(1, 21)) and y == [line[key] for line in epochs]
-    [(_, threshold)] = lines(panels["Threshold of the vote"])
+    [(_, threshold)] = lines(drawing["Threshold of the vote"])
     assert threshold[1:] == [line["threshold"] / 16 for line in epochs]
-    [(x, y)] = lines(panels["Ties"])
+    [(x, y)] = lines(drawing["Ties"])
     assert y == [line["ties"] for line in epochs] and x == list(range(1, 21))
-    [(_, y)] = lines(panels["Throughput"])
+    [(_, y)] = lines(drawing["Throughput"])
     assert y == [line["tokens_per_second"] for line in epochs]
-    [(_, y)] = lines(panels["Resident memory"])
+    [(_, y)] = lines(drawing["Resident memory"])
     assert y == [line["rss_mb"] for line in metrics]
-    [(x, y)] = lines(panels["Matrix entries at the limits"])
+    [(x, y)] = lines(drawing["Matrix entries at the limits"])
     assert x == [0, 5, 10, 15, 20]
     assert y == [(line["weights"][0] + line["weights"][-1]) / sum(line["weights"]) for line in validated]
-    [(_, y)] = lines(panels["Losses over the population"])
+    [(_, y)] = lines(drawing["Losses over the population"])
     assert y[1:] == [line["loss_mean"] for line in epochs]
 
 
@@ -207,21 +124,21 @@ def test_the_heat_map_is_the_histograms(folder: Path) -> None:
 
 
 def test_runs_of_different_kinds_on_one_page(folder: Path, other: Path) -> None:
-    panels = drawn(folder, other)
-    assert "Matrix weights over time: t" in panels and "Throughput" in panels
-    axes = panels["Loss against tokens"]
+    drawing = drawn(folder, other)
+    assert "Matrix weights over time: t" in drawing and "Throughput" in drawing
+    axes = drawing["Loss against tokens"]
     curves_by_colour: dict[Any, int] = {}
     for line in axes.get_lines()[:4]:
         curves_by_colour[line.get_color()] = curves_by_colour.get(line.get_color(), 0) + 1
-    assert curves_by_colour == {plot.COLOURS[0]: 2, plot.COLOURS[1]: 2}
+    assert curves_by_colour == {COLOURS[0]: 2, COLOURS[1]: 2}
     assert lines(axes)[2] == ([500 * e for e in range(10)], [8 - 0.1 * e for e in range(10)])
     assert lines(axes)[3] == ([0, 2000, 4000], [7.5] * 3)
-    assert len(lines(axes)) == 7  # the other's config names no cache: the yardsticks of the first hold for both
+    assert len(lines(axes)) == 7  # the other's config names no cache: the baselines of the first apply to both
 
     alone = drawn(other)
     assert list(alone) == ["Loss against tokens", "Loss against training time", "Validation, close up"]
-    scene = plot.compose([other])
-    assert scene.yardsticks == {} and "no config.toml names a validation cache" in scene.notes[0]
+    scene = compose([other])
+    assert scene.baselines == {} and "no config.toml names a validation cache" in scene.notes[0]
 
 
 def test_a_run_with_nothing_but_epoch_0(folder: Path, tmp_path: Path) -> None:
@@ -229,41 +146,41 @@ def test_a_run_with_nothing_but_epoch_0(folder: Path, tmp_path: Path) -> None:
     run.mkdir()
     first = (folder / "metrics.jsonl").read_text().splitlines()[0]
     (run / "metrics.jsonl").write_text(first + "\n")
-    panels = drawn(run)
-    assert list(panels) == [
+    drawing = drawn(run)
+    assert list(drawing) == [
         "Loss against tokens", "Loss against training time", "Validation, close up", "Matrix weights over time",
         "Matrix entries at the limits", "Resident memory",
     ]  # fmt: skip
-    assert lines(panels["Loss against tokens"]) == [([0.0], [json.loads(first)["validation"]])]
+    assert lines(drawing["Loss against tokens"]) == [([0.0], [json.loads(first)["validation"]])]
 
 
-def test_yardsticks_are_of_the_text_that_was_validated(folder: Path, tmp_path: Path) -> None:
+def test_baselines_belong_to_the_validated_text(folder: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy, symlinks=True)
     config = (copy / "config.toml").read_text()
     np.save(tmp_path / "changed.npy", pseudo_text(901, 2))
     for path, reason in (
-        (tmp_path / "changed.npy", r"copy has no yardsticks: the content of .*changed\.npy has changed"),
-        (tmp_path / "gone.npy", r"copy has no yardsticks: There is no token cache .*gone\.npy"),
+        (tmp_path / "changed.npy", r"copy has no baselines: the content of .*changed\.npy has changed"),
+        (tmp_path / "gone.npy", r"copy has no baselines: There is no token cache .*gone\.npy"),
     ):
         (copy / "config.toml").write_text(re.sub(r'valid = ".*"', f'valid = "{path}"', config))
-        scene = plot.compose([copy])
-        assert scene.yardsticks == {} and re.search(reason, scene.notes[0]), scene.notes
+        scene = compose([copy])
+        assert scene.baselines == {} and re.search(reason, scene.notes[0]), scene.notes
     for checkpoint in copy.glob("epoch-*"):
         shutil.rmtree(checkpoint)
     (copy / "config.toml").write_text(re.sub(r'valid = ".*"', f'valid = "{tmp_path}/changed.npy"', config))
-    assert plot.compose([copy]).yardsticks["unigram"] == baselines.unigram(pseudo_text(901, 2))
-    scene = plot.compose([folder, copy])
-    assert scene.yardsticks == {} and "different texts" in scene.notes[-1] and scene.labels == ["t", "copy"]
+    assert compose([copy]).baselines["unigram"] == baselines.unigram(pseudo_text(901, 2))
+    scene = compose([folder, copy])
+    assert scene.baselines == {} and "different texts" in scene.notes[-1] and scene.labels == ["t", "copy"]
     (copy / "config.toml").write_text("[model\n")
     with pytest.raises(InputError, match=r"config\.toml cannot be read"):
-        plot.compose([copy])
+        compose([copy])
 
 
 def test_many_runs(folder: Path) -> None:
-    scene = plot.compose([folder] * 7)
+    scene = compose([folder] * 7)
     assert "Weight histograms are drawn for 6 runs at most" in scene.notes[-1]
-    assert not [panel for panel in plot.panels(scene) if "weights over time" in panel.title]
+    assert not [panel for panel in panels(scene) if "weights over time" in panel.title]
     assert len({(colour, marker) for _, colour, marker in scene.coloured()}) == 7
     assert set(scene.labels) == {str(folder)}
 
@@ -279,7 +196,7 @@ def test_command(folder: Path, other: Path, tmp_path: Path, capsys: pytest.Captu
     assert root.tag.endswith("svg") and len(list(root.iter("{http://www.w3.org/2000/svg}path"))) > 100
     before = svg.read_bytes()
     assert main(["plot", str(folder), str(other), "-o", str(svg), "--force"]) == 0
-    assert svg.read_bytes() == before  # the same runs are the same drawing
+    assert svg.read_bytes() == before  # the same runs give the same drawing
     capsys.readouterr()
     for arguments, part in (
         ([str(folder), "-o", str(png)], "a.png exists already; --force overwrites it"),
@@ -301,9 +218,11 @@ def test_without_matplotlib(
     assert "nanoegg-mlx[plot]" in capsys.readouterr().err and not (tmp_path / "a.png").exists()
 
 
-def test_quantities_and_units() -> None:
-    numbers = (0, 12, 999, 204800, 61.4e6, 20.5e9, 2.6e12)
-    assert [plot.quantity(number) for number in numbers] == ["0", "12", "999", "205k", "61.4M", "20.5B", "2.6T"]
-    assert [plot.time_unit(seconds)[1] for seconds in (5, 179, 180, 7200, 172800)] == [
-        "seconds", "seconds", "minutes", "hours", "days",
-    ]  # fmt: skip
+def test_plot_runs_is_a_library_call(folder: Path, tmp_path: Path) -> None:
+    output = tmp_path / "a.svg"
+    assert plot_runs([folder], output).labels == ["t"]
+    before = output.read_bytes()
+    with pytest.raises(InputError, match="exists already"):
+        plot_runs([folder], output)
+    plot_runs([folder], output, force=True)
+    assert output.read_bytes() == before
