@@ -59,7 +59,9 @@ def check_parameters(leaves: dict[str, Any]) -> None:
     for name, leaf in leaves.items():
         if not (isinstance(leaf, mx.array) and mx.issubdtype(leaf.dtype, mx.floating)):
             kind = str(leaf.dtype).removeprefix("mlx.core.") if isinstance(leaf, mx.array) else type(leaf).__name__
-            raise InputError(f"Parameter {name} is of type {kind}; it must be an array of floats, frozen or left out.")
+            raise InputError(
+                f"Parameter {name} is of type {kind}; it must be an array of floats (or frozen, or left out)."
+            )
         # An array under two names would get the noise of both.
         first = first_name.setdefault(id(leaf), name)
         if first != name:

@@ -130,7 +130,7 @@ class EggRoll:
             optimizer = optim.SGD(learning_rate)
         elif learning_rate is not None or optimizer is None:
             which = "None" if optimizer is None else "given"
-            raise InputError(f"learning_rate and optimizer are both {which}; exactly one of them must be given.")
+            raise InputError(f"learning_rate and optimizer are both {which}; exactly one must be given.")
         self.optimizer = optimizer
         self._last_change: dict[str, mx.array] = {}
         self._last_norm = 0.0

@@ -30,10 +30,10 @@ from nanoegg_mlx.eggroll import EggRoll
         ({"noise": "sparse"}, "noise is 'sparse'; it must be one of lowrank, full."),
         ({"baseline": "median"}, "baseline is 'median'; it must be 'none', 'mean' or a number."),
         ({"baseline": math.inf}, "baseline is inf; it must be 'none', 'mean' or a number."),
-        ({"learning_rate": None}, "learning_rate and optimizer are both None; exactly one of them must be given."),
+        ({"learning_rate": None}, "learning_rate and optimizer are both None; exactly one must be given."),
         (
             {"optimizer": optim.Adam(0.1)},
-            "learning_rate and optimizer are both given; exactly one of them must be given.",
+            "learning_rate and optimizer are both given; exactly one must be given.",
         ),
         ({"seed": -1}, "seed is -1; it must be in [0, 2^64)."),
         ({"chunk": 0}, "chunk is 0; it must be at least 1."),
@@ -41,7 +41,7 @@ from nanoegg_mlx.eggroll import EggRoll
         ({"model": {}}, "The model has no trainable parameters; it must have at least one."),
         (
             {"model": {"ids": mx.array([1, 2])}},
-            "Parameter ids is of type int32; it must be an array of floats, frozen or left out.",
+            "Parameter ids is of type int32; it must be an array of floats (or frozen, or left out).",
         ),
     ],
 )
