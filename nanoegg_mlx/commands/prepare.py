@@ -8,8 +8,10 @@ HELP = "convert text to uint8 token caches"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `nanoegg prepare`."""
     command.add_arguments(parser)
 
 
 def run(options: argparse.Namespace) -> int:
+    """Prepares the caches; returns the exit code."""
     return command.run(options)
