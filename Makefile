@@ -57,6 +57,7 @@ lint: $(VENV)/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 # The notebook needs the extra of that name on top.
 notebook: $(VENV)/installed-notebook

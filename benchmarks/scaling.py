@@ -30,7 +30,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from nanoegg_mlx import Config, Trainer
-from nanoegg_mlx.core import update as evolve
+from nanoegg_mlx.core.update import step, vote_dtype
 from nanoegg_mlx.core.params import leaves
 from nanoegg_mlx.ranks import world as distributed
 
@@ -92,10 +92,10 @@ def measure(options: dict[str, Any]) -> dict[str, Any]:
         started = time.perf_counter()
         world.gather(np.zeros(64, np.uint8), "a small message")
         gathers.append(time.perf_counter() - started)
-    Z = {name: mx.ones(value.shape, evolve.vote_dtype(config)) for name, value in trainer.params.items()}
+    Z = {name: mx.ones(value.shape, vote_dtype(config)) for name, value in trainer.params.items()}
     for _ in range(5):
         started = time.perf_counter()
-        evolve.step(trainer.params, Z, config, 0)
+        step(trainer.params, Z, config, 0)
         steps.append(time.perf_counter() - started)
     return {
         "rank": world.rank,

@@ -23,7 +23,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from nanoegg_mlx.store import checkpoint
-from nanoegg_mlx.store.fitness_log import read_votes
+from nanoegg_mlx.store.fitness_log import read_fitness_log
 from nanoegg_mlx.store.metrics import Record, read_metrics
 from nanoegg_mlx.training.replay import params_at
 
@@ -65,15 +65,15 @@ def tenths(lines: list[Record]) -> list[dict[str, float]]:
 
 
 def complete(run: Path) -> dict[str, Any]:
-    """Whether all that a run of its length has to leave is there."""
+    """Whether the run's files are complete, and the replay gives its last checkpoint."""
     opened = checkpoint.load(run)
     lines = read_metrics(run / "metrics.jsonl")
-    epochs = [vote.epoch for vote in read_votes(run / "votes.bin")]
+    epochs = [logged.epoch for logged in read_fitness_log(run / "votes.bin")]
     _, params = params_at(run / "votes.bin", opened.epoch)
     return {
         "epochs": opened.epoch,
         "metrics complete": [line["epoch"] for line in lines] == list(range(opened.epoch + 1)),
-        "votes complete": epochs == list(range(opened.epoch)),
+        "fitness log complete": epochs == list(range(opened.epoch)),
         "replay gives the checkpoint": all(
             np.array_equal(np.array(params[name]), np.array(opened.params[name])) for name in params
         ),

@@ -7,6 +7,8 @@ scores, bits_per_byte = validate(trainer.params, valid_tokens, config)
 text    = bytes(generate(trainer.params, config, b"def ", tokens=100))
 """
 
+from importlib import metadata
+
 from nanoegg_mlx.config import Config
 from nanoegg_mlx.core.params import init_params
 from nanoegg_mlx.errors import InputError
@@ -25,3 +27,5 @@ __all__ = [
     "init_params",
     "validate",
 ]
+
+__version__ = metadata.version("nanoegg-mlx")

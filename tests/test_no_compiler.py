@@ -78,16 +78,14 @@ def test_a_run_without_the_extension(built: Path) -> None:
     assert replayed.returncode == 0 and replayed.stdout.count("the same bits") == 2
 
     asked = nanoegg(built, "train", *caches, *model, "--engine=cpu", "--name=cpu")
-    assert (asked.returncode, asked.stderr.count("\n")) == (2, 1)
-    assert asked.stderr.startswith("error: ") and "'cpu'" in asked.stderr and asked.stderr.endswith(f"{ADVICE}\n")
+    assert (asked.returncode, asked.stderr) == (2, f"error: engine is 'cpu', which is unavailable: {ADVICE}\n")
     assert not (built / "checkpoints/cpu").exists()
 
 
 def test_info_names_the_missing_compiler(built: Path) -> None:
     lines = information(built)
     assert "engine             mlx" in lines
-    (line,) = [line for line in lines if line.startswith("CPU engine ")]
-    assert line.endswith(ADVICE)
+    assert f"CPU engine         unavailable: {ADVICE}" in lines
 
 
 def test_an_extension_that_cannot_be_loaded(built: Path) -> None:
