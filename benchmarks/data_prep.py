@@ -1,14 +1,14 @@
-"""How fast text becomes tokens: this package against the plain loop, in one run.
+"""Speed of text preparation: this package and the plain loop, measured in one run.
 
-`python benchmarks/data_prep.py [--json FILE]` makes a corpus of random documents, then measures
-both sides in turns and reports medians, in MB of tokens per second:
+`python benchmarks/data_prep.py [--json FILE]` makes a corpus of random documents, measures both sides in turns and
+reports medians, in MB of tokens per second:
 
 * convert: an Arrow column in memory to a token array in memory;
-* prepare: a Parquet file to a .npy cache on disk; for this package that includes checking UTF-8,
-  SHA-256, the manifest and waiting for the disk, none of which the plain side does.
+* prepare: a Parquet file to a .npy cache on disk. For this package it includes the UTF-8 check, SHA-256, the manifest
+  and fsync; the plain side does none of these.
 
-The plain loop is `np.array([0] + list(text.encode()), dtype=np.uint8)` for every document, then
-np.concatenate. Both sides' output is compared before anything is measured.
+The plain loop is `np.array([0] + list(text.encode()), dtype=np.uint8)` for each document, then np.concatenate. The
+outputs of both sides are compared before the measurement.
 """
 
 import argparse
@@ -29,7 +29,7 @@ import pyarrow.parquet as pq
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from data_prep.__main__ import prepare
+from data_prep.pipeline import prepare
 from data_prep.sources import split_files_source
 from data_prep.tokens import check_text, encode, text_chunks
 
@@ -37,7 +37,7 @@ SHAPES = {"MiniPile-like": 5900, "paragraphs": 500, "lines": 60}
 
 
 def make_column(megabytes: float, mean_bytes: int) -> pa.ChunkedArray:
-    """Documents of exponentially distributed length, 0.3 % of it not ASCII, in eight chunks."""
+    """Makes documents of exponentially distributed length, 0.3 % of the text not ASCII, in eight chunks."""
     rng = np.random.default_rng(0)
     letters = rng.choice(np.array([*b"etaoin shrdlu\n" * 50, ord("€"), ord("ü")], "<u4"), 1 << 20)
     text = letters.tobytes().decode("utf-32-le")
@@ -50,13 +50,13 @@ def make_column(megabytes: float, mean_bytes: int) -> pa.ChunkedArray:
 
 
 def convert_plain(column: pa.ChunkedArray) -> np.ndarray:
-    """The plain loop: (bytes + documents,) uint8."""
+    """Converts with the plain loop. Returns (bytes + documents,) uint8."""
     documents = column.to_pylist()
     return np.concatenate([np.array([0, *list(d.encode())], dtype=np.uint8) for d in documents])
 
 
 def convert(column: pa.ChunkedArray) -> np.ndarray:
-    """What data_prep does with a column, UTF-8 check and count of NULs included."""
+    """Converts as data_prep does, with its UTF-8 check and count of NULs."""
     encoded = []
     for array in column.chunks:
         for chunk in text_chunks(array):
@@ -66,7 +66,7 @@ def convert(column: pa.ChunkedArray) -> np.ndarray:
 
 
 def prepare_plain(file: Path, cache: Path) -> None:
-    """Parquet to .npy with the plain loop."""
+    """Writes a Parquet file's text to .npy with the plain loop."""
     np.save(cache, convert_plain(pq.read_table(file, columns=["text"]).column("text")))
 
 
@@ -82,7 +82,7 @@ def alternate(sides: list[Callable[[], object]], repeats: int) -> list[float]:
 
 
 def measure(megabytes: float, repeats: int, folder: Path) -> list[dict[str, object]]:
-    """One row for each shape of corpus and each task: MB/s of both sides, and their ratio."""
+    """Returns one row for each shape of corpus and task: MB/s of both sides, and their ratio."""
     rows: list[dict[str, object]] = []
     for shape, mean_bytes in SHAPES.items():
         column = make_column(megabytes, mean_bytes)

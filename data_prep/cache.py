@@ -1,13 +1,13 @@
 """The caches on disk: `<name>_train.npy`, `_valid.npy`, `_test.npy` and `<name>_manifest.json`.
 
-Notable: a set of caches appears whole or not at all. A run writes into a staging folder of its
-own beside the caches, `.<name>.XXXXXXXX.partial`. When all is written and on disk, the manifest is
-put into the staging folder too: that is the moment the run counts as done. The caches are then
-moved into place, the manifest last. A run that dies before that moment leaves rubbish, which the
-next run removes; one that dies after it leaves a set that the next run moves the rest of.
-The folder of a living run is told from a dead one's by a lock, which the system drops with the
-process. Each .npy is, byte for byte, what np.save writes for the whole array: its header has the
-same length whatever the array's, so it is written first and gets the length at the end.
+Notable: a set of caches appears whole or not at all. A run writes into its own staging folder beside the caches,
+`.<name>.XXXXXXXX.partial`. When all caches are on disk, it renames the manifest into the staging folder: this is the
+commit. Then the caches are moved into place, the manifest last. The next run removes the staging folder of a run that
+died before the commit, and finishes the moves of one that died after it. Each run holds a lock on its staging folder;
+the system releases it with the process, so a free lock means a dead run.
+
+Each .npy equals, byte for byte, the output of np.save for the whole array. The header's size does not depend on the
+array's length, so it is written first and receives the length at the end.
 """
 
 import fcntl
@@ -24,8 +24,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from data_prep import PrepareError
 from data_prep.tokens import Encoded
+from nanoegg_mlx.errors import InputError
 
 SPLITS = ("train", "valid", "test")
 FORMAT_VERSION = 1
@@ -34,29 +34,29 @@ COMMITTED = "manifest.json"
 
 
 def cache_path(folder: Path, name: str, split: str) -> Path:
-    """The .npy file of a split ('train', 'valid' or 'test')."""
+    """Returns the path of a split's .npy file (split: 'train', 'valid' or 'test')."""
     return folder / f"{name}_{split}.npy"
 
 
 def manifest_path(folder: Path, name: str) -> Path:
-    """The manifest, without which the caches of that name are no whole set."""
+    """Returns the path of the manifest. A set without one is incomplete."""
     return folder / f"{name}_manifest.json"
 
 
 class CacheWriter:
-    """Writes one split's .npy file piece by piece; sizes, counts and hash come from finish()."""
+    """Writes one split's .npy file piece by piece."""
 
     def __init__(self, path: Path):
         self.path = path
         self.documents = self.bytes = self.documents_with_nul = self.null_documents = 0
         self._hash = hashlib.sha256()
         with _writing(path):
-            # Unbuffered: pieces are large, and closing must not be able to fail on a full disk.
+            # Unbuffered: pieces are large, and close() must not fail on a full disk.
             self._file: BinaryIO = open(path, "xb", buffering=0)  # noqa: SIM115
             _write_all(self._file, header(0))
 
     def write(self, piece: Encoded) -> None:
-        """Append tokens. Raises PrepareError when the disk is full."""
+        """Appends tokens. Raises InputError when the disk is full."""
         data = piece.tokens.data
         with _writing(self.path):
             _write_all(self._file, data)
@@ -67,7 +67,7 @@ class CacheWriter:
         self.null_documents += piece.null_documents
 
     def finish(self) -> dict[str, Any]:
-        """Write the length into the header, wait for the disk, close; the manifest's entry."""
+        """Writes the length into the header, syncs and closes the file. Returns the manifest's entry."""
         with _writing(self.path):
             self._file.seek(0)
             _write_all(self._file, header(self.bytes))
@@ -87,7 +87,7 @@ class CacheWriter:
 
 
 def header(count: int) -> bytes:
-    """The HEADER_BYTES that np.save writes before a uint8 array of shape (count,)."""
+    """Returns the HEADER_BYTES that np.save writes before a uint8 array of shape (count,)."""
     text = f"{{'descr': '|u1', 'fortran_order': False, 'shape': ({count},), }}"
     magic = np.lib.format.magic(1, 0)
     size = HEADER_BYTES - len(magic) - 2
@@ -96,11 +96,11 @@ def header(count: int) -> bytes:
 
 @contextmanager
 def staging(folder: Path, name: str, waiting: Callable[[], object] = lambda: None) -> Iterator[Path]:
-    """A new folder inside `folder` to write a set into; gone afterwards, unless left committed.
+    """Makes a staging folder inside `folder`, and removes it afterwards unless it is committed.
 
-    Makes `folder` if need be, and takes it back should nothing come of the run. Where another process is at work on
-    a set of that name, calls `waiting` and waits until it is done with it or dead.
-    Raises PrepareError when it cannot be written to.
+    Makes `folder` if it does not exist, and removes it again if the run fails. While another process prepares a set
+    of the same name, calls `waiting` and waits until that process ends.
+    Raises InputError when the folder cannot be written to.
     """
     with _writing(folder):
         made = [path for path in (folder, *folder.parents) if not path.exists()]
@@ -130,11 +130,11 @@ def staging(folder: Path, name: str, waiting: Callable[[], object] = lambda: Non
 
 
 def publish(stage: Path, folder: Path, name: str, manifest: dict[str, Any], force: bool) -> dict[str, Any]:
-    """Move a finished set from its staging folder into place, in one step as seen by later runs.
+    """Moves a finished set from its staging folder into place, in one step as seen by later runs.
 
-    manifest: needs 'request' and 'splits'. Without `force`, nothing that is there is replaced:
-    if another run has meanwhile made the same set, that one stays.
-    Returns the manifest that is in place; raises PrepareError as `existing` does.
+    manifest: must have 'request' and 'splits'. Without `force` no existing set is replaced, also not one that another
+    run has made in the meantime.
+    Returns the manifest in place. Raises InputError as `existing` does.
     """
     with _writing(folder), _locked(folder):
         _recover(folder, name)
@@ -153,44 +153,44 @@ def publish(stage: Path, folder: Path, name: str, manifest: dict[str, Any], forc
 
 
 def recover(folder: Path, name: str) -> None:
-    """Clear up after runs that died: finish the moves of a committed set, remove any other."""
+    """Cleans up after runs that died: finishes the moves of a committed set, removes any other."""
     if folder.is_dir():
         with _writing(folder), _locked(folder):
             _recover(folder, name)
 
 
 def existing(folder: Path, name: str, request: dict[str, Any]) -> dict[str, Any] | None:
-    """The manifest of the whole set that this request made, None if there is nothing there.
+    """Returns the manifest of the complete set that this request made, None if no file has that name.
 
-    Raises PrepareError when there is anything else under that name: a set from another request,
-    one with files missing or of the wrong size, or caches without a manifest.
+    Raises InputError for anything else under that name: a set from another request, a set with files missing or of
+    the wrong size, or caches without a manifest.
     """
-    way_out = "pass --force to replace what is there, or another --name to keep it"
+    remedy = "it must be replaced with --force, or kept by another --name."
     path = manifest_path(folder, name)
     if not path.exists():
         for split in SPLITS:
             cache = cache_path(folder, name, split)
             if cache.exists():
-                raise PrepareError(f"{cache} is there without a {path.name}: {way_out}")
+                raise InputError(f"The cache {cache} exists without a {path.name}; {remedy}")
         return None
     manifest = read_manifest(folder, name)
     made_from = manifest["request"]
     if made_from != request:
         keys = {key: None for key in (*request, *made_from)}
         key = next(key for key in keys if request.get(key) != made_from.get(key))
-        raise PrepareError(
-            f"{path} was made from something else ({key}: {_short(made_from.get(key))} there, "
-            f"{_short(request.get(key))} now): {way_out}"
+        raise InputError(
+            f"The set of {path} was made from another source ({key}: {_short(made_from.get(key))} there, "
+            f"{_short(request.get(key))} now); {remedy}"
         )
     for entry in manifest["splits"].values():
         cache = folder / entry["file"]
         if not cache.exists() or cache.stat().st_size != HEADER_BYTES + entry["bytes"]:
-            raise PrepareError(f"{cache} is not as {path.name} has it: {way_out}")
+            raise InputError(f"The cache {cache} is missing or its size differs from {path.name}; {remedy}")
     return manifest
 
 
 def read_manifest(folder: Path, name: str) -> dict[str, Any]:
-    """The manifest of a set. Raises PrepareError when there is none or it makes no sense."""
+    """Returns the manifest of a set. Raises InputError when it is missing or not a manifest."""
     path = manifest_path(folder, name)
     try:
         manifest = json.loads(path.read_bytes())
@@ -202,16 +202,16 @@ def read_manifest(folder: Path, name: str) -> dict[str, Any]:
         ):
             return manifest
     except FileNotFoundError:
-        raise PrepareError(f"{path} does not exist: prepare that set first") from None
+        raise InputError(f"The manifest {path} does not exist; the set must be prepared first.") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         pass
-    raise PrepareError(f"{path} is not a manifest that can be read: prepare the set with --force")
+    raise InputError(f"The manifest {path} is unreadable; the set must be prepared again with --force.")
 
 
 def check(folder: Path, name: str) -> dict[str, Any]:
-    """Read a set back and hold it against its manifest, headers, sizes and SHA-256.
+    """Reads a set and compares headers, sizes and SHA-256 with its manifest.
 
-    Returns the manifest; raises PrepareError for the first file that differs.
+    Returns the manifest. Raises InputError for the first file that differs.
     """
     manifest = read_manifest(folder, name)
     for entry in manifest["splits"].values():
@@ -224,31 +224,35 @@ def check(folder: Path, name: str) -> dict[str, Any]:
                     digest.update(piece)
                     size += len(piece)
         except OSError as error:
-            raise PrepareError(f"{path} cannot be read ({error.strerror})") from None
+            raise InputError(
+                f"The cache {path} cannot be read ({error.strerror}); it must be a readable file."
+            ) from None
         if (head, size, digest.hexdigest()) != (
             header(entry["bytes"]),
             entry["bytes"],
             entry["tokens_sha256"],
         ):
-            raise PrepareError(f"{path} is not as its manifest has it: prepare the set again with --force")
+            raise InputError(
+                f"The cache {path} differs from its manifest; the set must be prepared again with --force."
+            )
     return manifest
 
 
 def _stages(folder: Path, name: str) -> list[Path]:
-    """The staging folders of that name."""
+    """Returns the staging folders of that name."""
     ours = re.compile(rf"\.{re.escape(name)}\.[^.]+\.partial")
     return [path for path in sorted(folder.iterdir()) if ours.fullmatch(path.name)]
 
 
 def _living(folder: Path, name: str) -> int | None:
-    """An open descriptor of a staging folder that a living process works in, None if there is none to be told."""
+    """Returns an open descriptor of a staging folder that a living process has locked, None if there is none."""
     for stage in _stages(folder, name):
         handle = os.open(stage, os.O_RDONLY)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return handle
-        except OSError:  # a file system without locks
+        except OSError:  # The file system has no locks.
             pass
         os.close(handle)
     return None
@@ -267,7 +271,7 @@ def _recover(folder: Path, name: str) -> None:
 
 
 def _move_out(stage: Path, folder: Path, name: str) -> None:
-    """The moves after the commit; may be repeated from any point at which they were cut short."""
+    """Makes the moves after the commit. May be repeated from any point of interruption."""
     wanted = json.loads((stage / COMMITTED).read_bytes())["splits"]
     manifest_path(folder, name).unlink(missing_ok=True)
     _fsync_folder(folder)
@@ -299,10 +303,10 @@ def _fsync_folder(folder: Path) -> None:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """One process at a time: creating, moving and clearing of staging folders."""
+    """Lets one process at a time create, move and remove staging folders."""
     handle = os.open(folder, os.O_RDONLY)
     try:
-        # A file system without locks is still one where a single run is safe.
+        # Without locks in the file system, a single run is still safe.
         with suppress(OSError):
             fcntl.flock(handle, fcntl.LOCK_EX)
         yield
@@ -320,12 +324,13 @@ def _try_lock(handle: int) -> bool:
 
 @contextmanager
 def _writing(path: Path) -> Iterator[None]:
-    """Errors of the system while writing, as a PrepareError that names the path."""
+    """Turns system errors while writing into an InputError that names the path."""
     try:
         yield
     except OSError as error:
-        raise PrepareError(
-            f"{path} cannot be written ({error.strerror or error}): make room there or choose another folder with --out"
+        raise InputError(
+            f"The path {path} cannot be written ({error.strerror or error}); it must be a writable folder with room "
+            "left (--out)."
         ) from None
 
 

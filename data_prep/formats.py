@@ -1,10 +1,9 @@
-"""Documents out of files: a .txt or .md file is one, a row of .jsonl, .parquet or .arrow is one.
+"""Readers of documents: a .txt or .md file is one document, each row of .jsonl, .parquet or .arrow is one.
 
-Notable: every reader streams, so that a file larger than memory is as good as a small one.
-Parquet is read page by page. JSON is cut at line ends into blocks, and Arrow's parser sees one
-block at a time. Arrow files are mapped, and pages that were read are handed back to the system:
-mapped pages count as resident, and would otherwise add up to the file's size.
-Whatever goes wrong in a file leaves here as a PrepareError that names it.
+Notable: every reader streams, so a file may be larger than memory. Parquet is read page by page. JSON is cut at line
+ends into blocks, which Arrow parses one at a time. Arrow files are mapped, and pages that were read are returned to the
+system: mapped pages count as resident memory and would otherwise add up to the file's size.
+Each error in a file is raised as an InputError that names the file.
 """
 
 import codecs
@@ -20,7 +19,6 @@ import pyarrow as pa
 import pyarrow.json
 import pyarrow.parquet
 
-from data_prep import PrepareError
 from data_prep.tokens import (
     CHUNK_BYTES,
     CHUNK_ROWS,
@@ -30,6 +28,7 @@ from data_prep.tokens import (
     is_text,
     text_chunks,
 )
+from nanoegg_mlx.errors import InputError
 
 KINDS = {".txt": "text", ".md": "text", ".jsonl": "jsonl", ".parquet": "parquet", ".arrow": "arrow"}
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
@@ -37,7 +36,7 @@ KNOWN = ".txt, .md and .jsonl (these also as .gz or .zst), .parquet, .arrow"
 
 
 def kind_of(path: Path) -> str | None:
-    """'text', 'jsonl', 'parquet' or 'arrow' by the file's name; None when it is none of them."""
+    """Returns 'text', 'jsonl', 'parquet' or 'arrow' by the file's name, None for any other name."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if suffixes and suffixes[-1] in COMPRESSIONS:
         kind = KINDS.get(suffixes[-2]) if len(suffixes) > 1 else None
@@ -46,21 +45,21 @@ def kind_of(path: Path) -> str | None:
 
 
 def read_text(path: Path) -> Iterator[Encoded]:
-    """The one document of a text file, in pieces of about CHUNK_BYTES.
+    """Yields the one document of a text file, in pieces of about CHUNK_BYTES.
 
-    Raises PrepareError when the file cannot be read or is not UTF-8.
+    Raises InputError when the file cannot be read or is not UTF-8.
     """
     decoder = codecs.getincrementaldecoder("utf-8")()
     position, pending, documents, nul_seen = 0, 0, 1, False
-    with _errors_name(path), _open(path) as file:
+    with _input_errors(f"The file {path}"), _open(path) as file:
         while True:
             piece = file.read(CHUNK_BYTES)
             try:
                 decoder.decode(piece, final=not piece)
             except UnicodeDecodeError as error:
                 byte = position - pending + error.start
-                raise PrepareError(
-                    f"{path} is not valid UTF-8 at byte {byte}: convert it to UTF-8 or leave it out"
+                raise InputError(
+                    f"The file {path} is not valid UTF-8 at byte {byte}; it must be converted to UTF-8 or left out."
                 ) from None
             if not piece and not documents:
                 return
@@ -74,25 +73,24 @@ def read_text(path: Path) -> Iterator[Encoded]:
 
 
 def read_table(path: Path, column: str, label: str | None = None) -> Iterator[pa.Array]:
-    """The rows of a text column, in order, as string or large_string arrays of valid UTF-8.
+    """Yields the rows of a text column, in order, as string or large_string arrays of valid UTF-8.
 
-    label: what to call the file in messages, its path if not given.
-    Raises PrepareError when the file is broken or cannot be read, when it has no such column, or
-    one that is not text, and for a row that is not UTF-8.
+    label: subject of error messages (default: "The file" and its path).
+    Raises InputError when the file is damaged or unreadable, when the column is missing or not text, and for a row that
+    is not UTF-8.
     """
     readers = {"jsonl": _read_jsonl, "parquet": _read_parquet, "arrow": _read_arrow}
-    name = label or str(path)
+    name = label or f"The file {path}"
     first_row = 0
-    with _errors_name(name):
+    with _input_errors(name):
         for array in readers[kind_of(path) or "arrow"](path, column, name):
             for chunk in text_chunks(array):
                 try:
                     check_text(chunk)
                 except InvalidText as error:
-                    raise PrepareError(
-                        f"{name} is not valid UTF-8 in column {column!r}, row "
-                        f"{first_row + error.row} (counted from 0), byte {error.byte}: "
-                        "repair that row or leave it out"
+                    raise InputError(
+                        f"{name} is not valid UTF-8 in column {column!r}, row {first_row + error.row} (counted from "
+                        f"0), byte {error.byte}; that row must be repaired or left out."
                     ) from None
                 yield chunk
                 first_row += len(chunk)
@@ -113,12 +111,12 @@ def _read_parquet(path: Path, column: str, name: str) -> Iterator[pa.Array]:
 def _read_arrow(path: Path, column: str, name: str) -> Iterator[pa.Array]:
     with open(path, "rb") as file:
         if not file.read(1):
-            raise PrepareError(f"{name} is broken: it is an empty file")
+            raise InputError(f"{name} is empty; it must be an Arrow file.")
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     buffer = pa.py_buffer(mapped)
     for batch in _record_batches(buffer):
         check_column(batch.schema, column, name)
-        # One batch can be the whole file, so the pages go back after every slice of it.
+        # One batch can be the whole file, so its pages are returned after each slice.
         for chunk in text_chunks(batch.column(column)):
             yield chunk
             mapped.madvise(mmap.MADV_DONTNEED)
@@ -140,7 +138,7 @@ def _read_jsonl(path: Path, column: str, name: str) -> Iterator[pa.Array]:
         try:
             array = _parse_json(block, column)
         except pa.ArrowInvalid as error:
-            raise PrepareError(_json_message(error, rows, column, name)) from None
+            raise InputError(_json_message(error, rows, column, name)) from None
         if rows == 0 and array.null_count == len(array):
             _check_json_keys(block, column, name)
         yield array
@@ -148,7 +146,7 @@ def _read_jsonl(path: Path, column: str, name: str) -> Iterator[pa.Array]:
 
 
 def _line_blocks(path: Path) -> Iterator[bytes]:
-    """The file in blocks of whole lines: CHUNK_BYTES, or as long as the longest line."""
+    """Yields the file in blocks of whole lines: CHUNK_BYTES, or as long as the longest line."""
     with _open(path) as file:
         pieces: list[bytes] = []
         while piece := file.read(CHUNK_BYTES):
@@ -175,42 +173,42 @@ def _parse_json(block: bytes, column: str) -> pa.Array:
 
 def _json_message(error: pa.ArrowInvalid, rows: int, column: str, name: str) -> str:
     text = str(error).removeprefix("JSON parse error: ")
+    rule = "it must have one JSON object on each line."
     match = re.search(r" in row (\d+)$", text)
     if not match:
-        return f"{name} is broken near row {rows} (counted from 0): {text}"
+        return f"{name} is broken near row {rows} (counted from 0; {text}); {rule}"
     row, text = rows + int(match[1]), text[: match.start()].rstrip(".")
     if kind := re.fullmatch(rf"Column\(/{re.escape(column)}\) changed from string to (\w+)", text):
         return (
-            f"{name} holds a {kind[1]}, not text, under {column!r} in row {row} (counted from 0): "
-            "name the column that holds the text with --column"
+            f"{name} holds a {kind[1]}, not text, under {column!r} in row {row} (counted from 0); "
+            "--column must name the key that holds the text."
         )
-    return f"{name} is broken in row {row} (counted from 0): {text}"
+    return f"{name} is broken in row {row} (counted from 0; {text}); {rule}"
 
 
 def _check_json_keys(block: bytes, column: str, name: str) -> None:
     line = block.strip().split(b"\n", 1)[0]
     keys = list(json.loads(line)) if line else [column]
     if column not in keys:
-        raise PrepareError(
-            f"{name} has no column {column!r}, its first row has "
-            f"{', '.join(map(repr, keys)) or 'none'}: name the text with --column"
+        raise InputError(
+            f"{name} has no column {column!r} (its first row has {', '.join(map(repr, keys)) or 'none'}); "
+            "--column must name the key that holds the text."
         )
 
 
 def check_column(schema: pa.Schema, column: str, name: str) -> None:
-    """Raise PrepareError unless the schema has one column of that name, and it is text."""
+    """Raises InputError unless the schema has exactly one column of that name, of a text type."""
     if schema.names.count(column) != 1:
-        raise PrepareError(
-            f"{name} has {'no' if column not in schema.names else 'more than one'} column "
-            f"{column!r}, its columns are {', '.join(map(repr, schema.names)) or 'none'}: "
-            "name the text with --column"
+        raise InputError(
+            f"{name} has {'no' if column not in schema.names else 'more than one'} column {column!r} (its columns are "
+            f"{', '.join(map(repr, schema.names)) or 'none'}); --column must name the one that holds the text."
         )
     kind = schema.field(column).type
     if not is_text(kind):
         texts = [field.name for field in schema if is_text(field.type)]
-        raise PrepareError(
-            f"{name} holds {kind}, not text, in column {column!r}: name another with --column "
-            f"(text columns there: {', '.join(map(repr, texts)) or 'none'})"
+        raise InputError(
+            f"{name} holds {kind}, not text, in column {column!r}; --column must name a text column (here: "
+            f"{', '.join(map(repr, texts)) or 'none'})."
         )
 
 
@@ -219,16 +217,18 @@ def _open(path: Path) -> pa.NativeFile:
 
 
 @contextmanager
-def _errors_name(name: Path | str) -> Iterator[None]:
-    """Errors of the system and of Arrow, as a PrepareError that names the file."""
+def _input_errors(name: str) -> Iterator[None]:
+    """Turns errors of the system and of Arrow into an InputError whose subject is `name`."""
     try:
         yield
     except FileNotFoundError:
-        raise PrepareError(f"{name} does not exist (any more): check the path") from None
+        raise InputError(f"{name} does not exist; it must exist until all text is read.") from None
     except PermissionError:
-        raise PrepareError(f"{name} cannot be read, permission denied: change its mode") from None
+        raise InputError(f"{name} cannot be read (permission denied); it must be readable.") from None
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         if isinstance(error, MemoryError):
             raise
         reason = getattr(error, "strerror", None) or str(error).partition("\n")[0].rstrip(".")
-        raise PrepareError(f"{name} cannot be read ({reason}): it is broken or not what its name says") from None
+        raise InputError(
+            f"{name} cannot be read ({reason}); it must be an undamaged file of its name's kind."
+        ) from None

@@ -1,9 +1,8 @@
 """Data sets of the Hugging Face hub, through the `datasets` library.
 
-Notable: the data set is downloaded and not streamed. `datasets` then holds it to the sizes its
-card declares, resumes broken downloads, and the next run needs no network. What it leaves on disk
-are Arrow files, which are read here like any other: chunk by chunk, without going through its
-row interface. `datasets` is imported when it is needed, since that takes a second.
+Notable: the data set is downloaded, not streamed. `datasets` then checks the sizes that its card declares, resumes
+broken downloads, and the next run needs no network. The downloaded Arrow files are read like any others: chunk by
+chunk, without the row interface of `datasets`. It is imported on first use, since the import takes a second.
 """
 
 from collections.abc import Iterator
@@ -12,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from data_prep import PrepareError
 from data_prep.formats import check_column, read_table
+from nanoegg_mlx.errors import InputError
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -26,50 +25,53 @@ USUAL_NAMES = {
 
 
 def load(repository: str, config: str | None, revision: str | None, progress: bool) -> "DatasetDict":
-    """Download a data set, or find it where an earlier download left it.
+    """Downloads a data set, or opens an earlier download.
 
-    progress: let `datasets` show progress bars of its own.
-    Raises PrepareError when the hub cannot be reached or has no such data set.
+    progress: whether `datasets` shows its progress bars.
+    Raises InputError when the hub cannot be reached or has no such data set.
     """
     import datasets
     from huggingface_hub.utils import logging
 
-    # Its warnings about each retry would bury the one sentence that is wanted.
+    # Its warnings about each retry would hide our one sentence.
     logging.set_verbosity_error()
     if not progress:
         datasets.disable_progress_bars()
     try:
         return datasets.load_dataset(repository, name=config, revision=revision)
     except Exception as error:
-        # There is no common class: its own, the HTTP client's, and plain ones are all raised.
+        # There is no common class: `datasets` raises its own errors, the HTTP client's and built-in ones.
         reason = str(error).strip().partition("\n")[0][:160].rstrip(".: ") or type(error).__name__
-        raise PrepareError(
-            f"the data set {repository} cannot be had from the hub ({reason}): check its name, "
-            "--config, --revision and the network, or prepare local text with --source PATH"
+        raise InputError(
+            f"The data set {repository} is unavailable ({reason}); its name, --config, --revision and the network must "
+            "be right (--source PATH needs none of them)."
         ) from None
 
 
 def find_split(repository: str, data: "DatasetDict", split: str, named: str | None) -> str:
-    """The data set's own name of the split 'train', 'valid' or 'test'.
+    """Returns the data set's own name of the split 'train', 'valid' or 'test'.
 
-    Raises PrepareError when there is none, or none of the name that was given.
+    named: the name that the user gave, if any; otherwise the usual names are tried.
+    Raises InputError when the data set has no such split.
     """
     for name in [named] if named else USUAL_NAMES[split]:
         if name in data:
             return name
-    advice = f"name one with --{split}"
+    remedy = f"--{split} must name one of them"
     if split != "train":
-        advice += f" or carve one out of the train rows with --{split}-fraction 0.05"
-    raise PrepareError(
-        f"{repository} has no split {named or USUAL_NAMES[split][0]!r}, only {', '.join(map(repr, data))}: {advice}"
+        remedy += f", or --{split}-fraction 0.05 take it from the train rows"
+    raise InputError(
+        f"The data set {repository} has no split {named or USUAL_NAMES[split][0]!r}, only "
+        f"{', '.join(map(repr, data))}; {remedy}."
     )
 
 
 def read(data: "Dataset", column: str, label: str) -> Iterator[pa.Array]:
-    """The rows of a text column, in order, as string or large_string arrays of valid UTF-8.
+    """Yields the rows of a text column, in order, as string or large_string arrays of valid UTF-8.
 
-    Raises PrepareError for a column that is missing or not text, for a row that is not UTF-8, and
-    when the files on disk do not hold the rows the data set says it has.
+    label: subject of error messages.
+    Raises InputError for a column that is missing or not text, for a row that is not UTF-8, and when the number of rows
+    on disk is not the declared one.
     """
     check_column(data.data.schema, column, label)
     rows = 0
@@ -78,17 +80,17 @@ def read(data: "Dataset", column: str, label: str) -> Iterator[pa.Array]:
             yield array
             rows += len(array)
     if rows != data.num_rows:
-        raise PrepareError(
-            f"{label} came out with {rows} rows, not the {data.num_rows} it says it has: remove "
-            "it from the cache of `datasets` and try again"
+        raise InputError(
+            f"{label} has {rows} rows on disk, not the declared {data.num_rows}; it must be removed from the cache of "
+            "`datasets` and downloaded again."
         )
 
 
 def stored_bytes(data: "Dataset") -> int:
-    """The size of the data set's Arrow files."""
+    """Returns the size of the data set's Arrow files in bytes."""
     return sum(Path(file["filename"]).stat().st_size for file in data.cache_files)
 
 
 def fingerprint(data: "Dataset") -> str:
-    """What `datasets` identifies this version of the data by."""
+    """Returns the identifier that `datasets` gives this version of the data."""
     return data._fingerprint

@@ -1,12 +1,12 @@
-"""Where text comes from: a hub data set, local files, or the interpreter's own library sources.
+"""Sources of text: a hub data set, local files, or the sources of the interpreter's standard library.
 
-A Source is what to read (its `request`, which a manifest keeps to tell one set of caches from
-another) and a way to read it (`read()`, which yields the tokens of all splits piece by piece).
+A Source holds a `request`, which identifies the text and is kept in the manifest, and `read()`, which yields the tokens
+of all splits piece by piece.
 
-Notable: which split a document falls into depends on nothing but its file's path, relative to the
-folder given, and its row in that file (0 for a text file). The two are hashed to a number in
-[0, 1): below the test fraction it is a test document, then comes valid, the rest is train. Other
-files coming or going move no document, and for rows the hash is one NumPy expression, SplitMix64.
+Notable: a document's split depends only on its file's path, relative to the given folder, and its row in that file (0
+for a text file). The two are hashed to a number in [0, 1): below the test fraction the document belongs to test, then
+to valid, otherwise to train. So a document stays in its split when other files come or go. For rows the hash is one
+NumPy expression, SplitMix64.
 """
 
 import hashlib
@@ -23,10 +23,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from data_prep import PrepareError, hub
+from data_prep import hub
 from data_prep.cache import SPLITS
 from data_prep.formats import KNOWN, kind_of, read_table, read_text
 from data_prep.tokens import Encoded, encode
+from nanoegg_mlx.errors import InputError
 
 if TYPE_CHECKING:
     from datasets import DatasetDict
@@ -39,10 +40,9 @@ Pieces = Generator[tuple[str, Encoded], None, None]
 class Source:
     """Text to prepare.
 
-    name: the caches' name unless another is asked for. request: JSON values that identify it.
-    splits: those that must come out non-empty. read(self): yields (split, tokens) piece by piece,
-    documents in order, and may add to `details` (for the manifest) and `remarks` (sentences for
-    the user). size: bytes to come, roughly, None if that is not known.
+    name: the default name of the caches. request: JSON values that identify the text. splits: the splits, none of which
+    may be empty. read(self): yields (split, tokens) piece by piece, documents in order, and may add to `details` (for
+    the manifest) and `remarks` (sentences for the user). size: approximate number of bytes, None if unknown.
     """
 
     name: str
@@ -56,7 +56,7 @@ class Source:
 
 @dataclass(frozen=True)
 class File:
-    """A file of documents; `key` is its path as it counts for splits, in POSIX form."""
+    """A file of documents. key: the path that decides its documents' splits, in POSIX form."""
 
     path: Path
     key: str
@@ -66,23 +66,23 @@ class File:
 
 @dataclass(frozen=True)
 class Fractions:
-    """The parts of the documents, each in [0, 1), that go to valid and test."""
+    """The fractions of the documents, each in [0, 1), that go to valid and test."""
 
     valid: float
     test: float
 
     def splits(self) -> list[str]:
-        """The splits with a part above 0."""
+        """Returns the splits with a fraction above 0."""
         return ["train", *["valid"] * (self.valid > 0), *["test"] * (self.test > 0)]
 
     def assign(self, key: str, first_row: int, rows: int) -> np.ndarray:
-        """Splits of a file's rows: (rows,) indices into SPLITS, of rows first_row onwards."""
+        """Returns (rows,) indices into SPLITS, for the rows of a file from first_row on."""
         share = row_hashes(key, first_row, rows)
         return np.where(share < self.test, 2, np.where(share < self.test + self.valid, 1, 0))
 
 
 def row_hashes(key: str, first_row: int, rows: int) -> np.ndarray:
-    """Numbers in [0, 1), (rows,) float64, for the rows of a file from first_row on.
+    """Returns (rows,) float64 in [0, 1), for the rows of a file from first_row on.
 
     Number r is output r of SplitMix64 (Steele et al. 2014) seeded with the first 8 bytes of
     SHA-256(key), its upper 53 bits over 2^53.
@@ -96,17 +96,17 @@ def row_hashes(key: str, first_row: int, rows: int) -> np.ndarray:
 
 
 def stdlib_source(fractions: Fractions, root: Path | None = None) -> Source:
-    """The *.py files of the interpreter's own standard library: text that needs no network.
+    """Returns the *.py files of the interpreter's standard library: text that needs no network.
 
-    Packages named test or tests are left out, since not every distribution ships them, as is what
-    pip installed. root: the library's folder, if it is not this interpreter's.
-    Raises PrepareError when there are none.
+    Packages named test or tests are left out, since not every distribution ships them, and so are installed packages.
+    root: the library's folder (default: this interpreter's).
+    Raises InputError when the folder has no .py files.
     """
     folder = root or Path(sysconfig.get_path("stdlib"))
     skip = {"site-packages", "dist-packages", "__pycache__", "test", "tests", "idle_test"}
     files = [file for file in _walk(folder, skip) if file.path.suffix == ".py"]
     if not files:
-        raise PrepareError(f"{folder} holds no .py files: give text of your own with --source")
+        raise InputError(f"The folder {folder} holds no .py files; --source must name other text.")
     return Source(
         name="python-stdlib",
         request={
@@ -132,7 +132,7 @@ def _read_stdlib(files: list[File], fractions: Fractions, source: Source) -> Pie
             skipped.append(file.key)
             continue
         except OSError as error:
-            raise PrepareError(f"{file.path} cannot be read ({error.strerror})") from None
+            raise InputError(f"The file {file.path} cannot be read ({error.strerror}); it must be readable.") from None
         tokens = np.frombuffer(b"\0" + text, np.uint8)
         split = SPLITS[fractions.assign(file.key, 0, 1)[0]]
         yield split, Encoded(tokens, 1, int(b"\0" in text))
@@ -142,10 +142,10 @@ def _read_stdlib(files: list[File], fractions: Fractions, source: Source) -> Pie
 
 
 def files_source(paths: list[Path], column: str, fractions: Fractions) -> Source:
-    """Local files and folders, their documents split by `fractions`.
+    """Returns local files and folders, their documents split by `fractions`.
 
-    Raises PrepareError for a path that does not exist, an unknown extension, a folder that holds
-    nothing known.
+    Raises InputError for a path that does not exist, a file of an unknown kind or named twice, and a folder without
+    files of a known kind.
     """
     files = [file for path in paths for file in _find(path)]
     _refuse_twice(files)
@@ -167,9 +167,9 @@ def files_source(paths: list[Path], column: str, fractions: Fractions) -> Source
 
 
 def split_files_source(paths: dict[str, list[Path]], column: str) -> Source:
-    """Local files and folders named for each split: {'train': [...], 'valid': [...], ...}.
+    """Returns local files and folders named for each split: {'train': [...], 'valid': [...], ...}.
 
-    Raises PrepareError as files_source does, and for a file that is named twice.
+    Raises InputError as files_source does.
     """
     files = [(file, split) for split in paths for path in paths[split] for file in _find(path)]
     found = [file for file, _ in files]
@@ -208,12 +208,11 @@ def hub_source(
     fractions: dict[str, float],
     progress: bool = False,
 ) -> Source:
-    """A data set of the Hugging Face hub, read with the `datasets` library.
+    """Returns a data set of the Hugging Face hub, read with the `datasets` library. read() downloads it.
 
-    named: the data set's own names of splits, {'valid': 'validation', ...}; a split that is not
-    named is looked for under its usual names. fractions: splits to carve out of the train rows
-    instead; 0 to go without. progress: show how the download goes on stderr.
-    Nothing is fetched before read().
+    named: the data set's own names of splits, {'valid': 'validation', ...}; other splits are found by their usual
+    names. fractions: splits to take from the train rows instead; 0 leaves the split out. progress: whether to show the
+    download's progress on stderr.
     """
     return Source(
         name=repository.rpartition("/")[2],
@@ -254,12 +253,12 @@ def _read_hub(
     source.size = sum(hub.stored_bytes(data[name]) for name in names.values())
     for split, name in names.items():
         source.details["fingerprints"][name] = hub.fingerprint(data[name])
-        arrays = hub.read(data[name], column, f"{source.name}, split {name},")
+        arrays = hub.read(data[name], column, f"The split {name} of {source.name}")
         yield from split_rows(arrays, name, carve if split == "train" else split)
 
 
 def split_rows(arrays: Iterator[pa.Array], key: str, split: str | Fractions) -> Pieces:
-    """Encode a table's text, all of it for one split, or row by row as the fractions say."""
+    """Encodes a table's rows, all for one split or each for the split that the fractions assign."""
     row = 0
     for array in arrays:
         if isinstance(split, str):
@@ -272,24 +271,24 @@ def split_rows(arrays: Iterator[pa.Array], key: str, split: str | Fractions) -> 
 
 
 def _find(path: Path) -> list[File]:
-    """A file, or all files of known kinds in a folder, in the order of their relative paths."""
+    """Returns a file, or all files of known kinds in a folder, in the order of their relative paths."""
     if path.is_dir():
         files = [file for file in _walk(path, set()) if kind_of(file.path)]
         if not files:
-            raise PrepareError(f"{path} holds no files to read: it takes {KNOWN}")
+            raise InputError(f"The folder {path} holds no files to read; it must hold {KNOWN}.")
         return files
     if not path.is_file():
-        raise PrepareError(f"{path} does not exist: check the path")
+        raise InputError(f"The file {path} does not exist; it must be a file or a folder.")
     if not kind_of(path):
-        raise PrepareError(f"{path} is not of a known kind, rename or convert it: {KNOWN}")
+        raise InputError(f"The file {path} is of an unknown kind; it must be {KNOWN}.")
     return [_file(path, path.name)]
 
 
 def _walk(root: Path, skip: set[str]) -> list[File]:
-    """All regular files below root but for hidden ones and folders named in `skip`."""
+    """Returns the regular files below root, without hidden ones and folders named in `skip`."""
 
     def refuse(error: OSError) -> None:
-        raise PrepareError(f"{error.filename} cannot be read ({error.strerror}): check its mode")
+        raise InputError(f"The folder {error.filename} cannot be read ({error.strerror}); it must be readable.")
 
     files = []
     for folder, folders, names in os.walk(root, onerror=refuse):
@@ -310,7 +309,7 @@ def _fingerprint(files: list[File]) -> str:
 
 
 def _text_size(files: list[File]) -> int | None:
-    """Bytes of text in files where those are the files' own, None if any is compressed."""
+    """Returns the bytes of text where the files' sizes give it, None if any file is of another kind."""
     if all(file.path.suffix.lower() in (".txt", ".md", ".arrow") for file in files):
         return sum(file.size for file in files)
     return None
@@ -321,5 +320,5 @@ def _refuse_twice(files: list[File]) -> None:
     for file in files:
         path = file.path.resolve()
         if path in seen:
-            raise PrepareError(f"{file.path} is named twice: name every file once")
+            raise InputError(f"The file {file.path} is named twice; it must be named once.")
         seen.add(path)

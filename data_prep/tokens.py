@@ -1,11 +1,9 @@
-"""Arrow text to tokens: each document becomes a 0x00 byte followed by its UTF-8 bytes.
+"""Arrow text to tokens: each document becomes a 0x00 byte and its UTF-8 bytes.
 
-Notable: no Python object is made for a document. Arrow keeps a column as one buffer of bytes and
-one of offsets, and its `binary_join` kernel copies from such a buffer into another with the
-separator in between, one memcpy a document; the buffer it fills is the token array, taken as it
-is. (The same done with NumPy, a zero-filled array and a boolean mask, is 4 to 20 times slower.)
-What is left to do with offsets here: cut columns into chunks of bounded size, and find which
-documents hold a 0x00 of their own.
+Notable: no Python object is made for a document. Arrow stores a column as one buffer of bytes and one of offsets. Its
+`binary_join` kernel copies such a buffer with a separator between documents, one memcpy a document, and the result is
+the token array. (The same in NumPy, with a zero-filled array and a boolean mask, takes 4 to 20 times as long.) This
+module uses the offsets only to cut columns into chunks of bounded size and to find documents that hold a 0x00 byte.
 """
 
 from collections.abc import Iterator
@@ -21,10 +19,10 @@ CHUNK_ROWS = 8192
 
 @dataclass(frozen=True)
 class Encoded:
-    """Tokens, and the documents that begin in them.
+    """Tokens, and counts of the documents that begin in them.
 
-    tokens: (n,) uint8. documents: how many begin here. documents_with_nul: how many of them hold
-    a 0x00 byte of their own. null_documents: rows without a text, which leave no trace in tokens.
+    tokens: (n,) uint8. documents: documents that begin here. documents_with_nul: those of them that hold a 0x00 byte of
+    their own. null_documents: rows without text, which add nothing to tokens.
     """
 
     tokens: np.ndarray
@@ -34,7 +32,7 @@ class Encoded:
 
 
 class InvalidText(Exception):
-    """Row `row` of an array is not UTF-8: the first wrong byte is its byte number `byte`."""
+    """Row `row` of an array is not UTF-8; its first invalid byte is number `byte`."""
 
     def __init__(self, row: int, byte: int):
         super().__init__(f"row {row} is not valid UTF-8 at its byte {byte}")
@@ -43,7 +41,7 @@ class InvalidText(Exception):
 
 
 def is_text(kind: pa.DataType) -> bool:
-    """Whether a column of this type can be read as text: strings, bytes, dictionaries of them."""
+    """Returns whether a column of this type can be read as text: strings, bytes, dictionaries of them."""
     if pa.types.is_dictionary(kind):
         return is_text(kind.value_type)
     names = ("string", "large_string", "string_view", "binary", "large_binary", "binary_view")
@@ -51,11 +49,11 @@ def is_text(kind: pa.DataType) -> bool:
 
 
 def text_chunks(array: pa.Array) -> Iterator[pa.Array]:
-    """Consecutive slices of a text array that are cheap to hold in memory.
+    """Yields consecutive slices of a text array, each small in memory.
 
-    array: (n,) of any type that `is_text`; nulls and a slice's offset are fine.
-    Yields string or large_string arrays, together n rows: at most CHUNK_BYTES each, unless one
-    document alone is larger. Bytes are not checked, see `check_text`.
+    array: (n,) of any type that `is_text` accepts; may have nulls and an offset.
+    Yields string or large_string arrays, n rows in all: at most CHUNK_BYTES each, unless one document alone is larger.
+    Bytes are not checked; see `check_text`.
     """
     kind = array.type
     if pa.types.is_dictionary(kind):
@@ -78,10 +76,9 @@ def text_chunks(array: pa.Array) -> Iterator[pa.Array]:
 
 
 def check_text(array: pa.Array) -> None:
-    """Check every document of a string or large_string array, and the offsets themselves.
+    """Checks every document of a string or large_string array, and the offsets.
 
-    Raises InvalidText for the first document that is not UTF-8, pa.ArrowInvalid for offsets that
-    do not fit the data.
+    Raises InvalidText for the first document that is not UTF-8, pa.ArrowInvalid for offsets outside the data.
     """
     try:
         array.validate(full=True)
@@ -97,10 +94,10 @@ def check_text(array: pa.Array) -> None:
 
 
 def encode(array: pa.Array) -> Encoded:
-    """The tokens of a string or large_string array of valid text: 0x00 + bytes, row after row.
+    """Encodes a string or large_string array of valid text: 0x00 and the row's bytes, row by row.
 
-    array: (n,), any offset, nulls allowed: they are left out and counted.
-    Returns tokens of (bytes + n - nulls,) uint8.
+    array: (n,); may have an offset and nulls, which are left out and counted.
+    Returns tokens of shape (bytes + n - nulls,), uint8.
     """
     nulls = array.null_count
     if nulls:

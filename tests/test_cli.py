@@ -97,18 +97,18 @@ def test_a_config_file_and_options_over_it(tmp_path: Path, caches: list[str]) ->
 @pytest.mark.parametrize(
     ("options", "parts"),
     [
-        (["--population=7"], ["population = 7", "even"]),
-        (["--population=10", "--group-size=4"], ["population = 10", "group_size = 4"]),
-        (["--group-size=3"], ["group_size = 3", "even"]),
-        (["--n-layer=abc"], ["n_layer = 'abc'", "from 1 to 1024"]),
-        (["--alpha=-1"], ["alpha = -1", "above 0"]),
+        (["--population=7"], ["population is 7", "even"]),
+        (["--population=10", "--group-size=4"], ["population is 10", "group_size = 4"]),
+        (["--group-size=3"], ["group_size is 3", "even"]),
+        (["--n-layer=abc"], ["n_layer is 'abc'", "from 1 to 1024"]),
+        (["--alpha=-1"], ["alpha is -1", "above 0"]),
         (["--layers=3"], ["--layers"]),
         (["--population=2000"], ["3000 tokens", "population = 2000", "at most 272 lanes"]),
-        (["--validation-batch-size=600"], ["900 tokens", "validation_batch_size = 600", "1 to 450"]),
-        (["--vocab-size=50"], ["vocab_size = 50"]),
+        (["--validation-batch-size=600"], ["900 tokens", "validation_batch_size is 600", "1 to 450"]),
+        (["--vocab-size=50"], ["A token is 122", "vocab_size is 50"]),
         (["--config=nowhere.toml"], ["nowhere.toml cannot be read"]),
         (["--train=nowhere.npy"], ["nowhere.npy", "nanoegg prepare"]),
-        (["--name=a/b"], ["name = 'a/b'"]),
+        (["--name=a/b"], ["name is 'a/b'"]),
     ],
 )
 def test_mistakes(
@@ -152,7 +152,7 @@ def test_eval_mistakes(tmp_path: Path, caches: list[str], capsys: pytest.Capture
         ([str(tmp_path)], ["holds no checkpoint"]),
         ([run, str(tmp_path / "none.txt")], ["none.txt cannot be read"]),
         ([run, str(tmp_path / "empty.txt")], ["empty.txt is empty"]),
-        ([run, "--rows=0"], ["validation_batch_size = 0", "at least 1"]),
+        ([run, "--rows=0"], ["validation_batch_size is 0", "at least 1"]),
         ([run, "--rows=500"], ["900 tokens", "1 to 450"]),
     ]
     for arguments, parts in cases:
@@ -185,7 +185,7 @@ def test_info(capsys: pytest.CaptureFixture[str]) -> None:
         assert about["instruction set"] == native["isa"] and about["threads"] == native["threads"] >= 1
         assert {native["isa"], *others} - {"none"} == set(native["available"]) and native["isa"] not in others
     else:
-        assert about["CPU engine"] == f"not there: {native_problem()}"
+        assert about["CPU engine"] == f"unavailable: {native_problem()}"
     assert main(["info"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines == [f"{name:<18} {value}" for name, value in about.items()]

@@ -33,6 +33,8 @@ def validation_rows(tokens: np.ndarray, rows: int) -> np.ndarray:
         InputError: the text is too short for rows of two tokens, one to read and one to predict.
     """
     tokens = checked_tokens(tokens, "The validation token array")
+    if len(tokens) < 2:
+        raise InputError(f"The number of validation tokens is {len(tokens)}; it must be at least 2.")
     width = len(tokens) // rows
     if width < 2:
         raise InputError(

@@ -1,4 +1,4 @@
-"""The naive twins that caches are held against, and small helpers for whole runs."""
+"""Naive twins of the caches, and helpers for whole runs."""
 
 import io
 import json
@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="session")
 def naive_tokens() -> Callable[[list[str]], np.ndarray]:
-    """Documents to tokens, one Python list a document, as the plain loop does it."""
+    """Documents to tokens by the plain loop, one Python list a document."""
 
     def tokens(documents: list[str]) -> np.ndarray:
         arrays = [np.array([0, *text.encode()], dtype=np.uint8) for text in documents]
@@ -27,7 +27,7 @@ def naive_tokens() -> Callable[[list[str]], np.ndarray]:
 
 @pytest.fixture(scope="session")
 def naive_cache(naive_tokens: Callable) -> Callable[[list[str]], bytes]:
-    """Documents to the bytes that np.save writes for their tokens."""
+    """Documents to the bytes of np.save for their tokens."""
 
     def cache(documents: list[str]) -> bytes:
         file = io.BytesIO()
@@ -50,7 +50,7 @@ def read_set() -> Callable[[Path, str], dict[str, bytes]]:
 
 @pytest.fixture
 def start() -> Callable[..., subprocess.Popen]:
-    """Start `python` with the given arguments, the project on its path, output piped."""
+    """Starts `python` with the given arguments, the project on its path, output piped."""
 
     def popen(*args: object, **options: object) -> subprocess.Popen:
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}

@@ -1,4 +1,4 @@
-"""Caches on disk: np.save's bytes, all or nothing, whatever kills the run and wherever."""
+"""Caches on disk: np.save's bytes; a set appears whole or not at all, wherever a run is killed."""
 
 import errno
 import json
@@ -13,11 +13,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_prep import PrepareError, cache
-from data_prep.__main__ import main, prepare
+from data_prep import cache
+from data_prep.__main__ import main
 from data_prep.cache import CacheWriter, check, existing, header, read_manifest
+from data_prep.pipeline import prepare
 from data_prep.sources import Source
 from data_prep.tokens import Encoded
+from nanoegg_mlx.errors import InputError
 
 TEXTS = {"train": ["abc", "", "d\0e"], "valid": ["€"], "test": ["last"]}
 
@@ -87,7 +89,7 @@ def test_what_is_there_is_kept_unless_forced(tmp_path, read_set):
 
     other = make_source({"train": ["other"]}, version=2)
     before = read_set(tmp_path, "name")
-    with pytest.raises(PrepareError, match=r"\(version: 1 there, 2 now\): pass --force"):
+    with pytest.raises(InputError, match=r"\(version: 1 there, 2 now\); it must be replaced with --force"):
         prepare(other, tmp_path, "name")
     assert read_set(tmp_path, "name") == before
     prepare(other, tmp_path, "another")
@@ -100,7 +102,7 @@ def test_what_is_there_is_kept_unless_forced(tmp_path, read_set):
 
 def test_caches_without_a_manifest_and_damaged_sets_are_refused(tmp_path):
     np.save(tmp_path / "name_valid.npy", np.arange(9, dtype=np.uint8))
-    with pytest.raises(PrepareError, match=r"name_valid\.npy is there without a name_manifest"):
+    with pytest.raises(InputError, match=r"name_valid\.npy exists without a name_manifest"):
         prepare(make_source(), tmp_path, "name")
     assert np.load(tmp_path / "name_valid.npy").tolist() == list(range(9))
     prepare(make_source(), tmp_path, "name", force=True)
@@ -108,21 +110,21 @@ def test_caches_without_a_manifest_and_damaged_sets_are_refused(tmp_path):
     with open(tmp_path / "name_test.npy", "r+b") as file:
         file.seek(130)
         file.write(b"?")
-    with pytest.raises(PrepareError, match=r"name_test\.npy is not as its manifest has it"):
+    with pytest.raises(InputError, match=r"name_test\.npy differs from its manifest"):
         check(tmp_path, "name")
     (tmp_path / "name_test.npy").unlink()
-    with pytest.raises(PrepareError, match=r"name_test\.npy cannot be read"):
+    with pytest.raises(InputError, match=r"name_test\.npy cannot be read"):
         check(tmp_path, "name")
-    with pytest.raises(PrepareError, match=r"name_test\.npy is not as name_manifest\.json has"):
+    with pytest.raises(InputError, match=r"name_test\.npy is missing or its size differs from name_manifest\.json"):
         prepare(make_source(), tmp_path, "name")
     for nonsense in ("", "[]", '{"format_version": 1, "splits": {}}', '{"splits": {"train": 1}}'):
         (tmp_path / "name_manifest.json").write_text(nonsense)
-        with pytest.raises(PrepareError, match="is not a manifest that can be read"):
+        with pytest.raises(InputError, match="is unreadable"):
             prepare(make_source(), tmp_path, "name")
 
 
 def test_another_run_that_was_faster_is_left_alone(tmp_path, monkeypatch):
-    """Where locks do not tell that somebody is at work already."""
+    """On a file system whose locks do not show the other run."""
     monkeypatch.setattr(cache, "_living", lambda folder, name: None)
     slow = make_source()
     inner = slow.read
@@ -137,7 +139,7 @@ def test_another_run_that_was_faster_is_left_alone(tmp_path, monkeypatch):
     for path in tmp_path.iterdir():
         path.unlink()
     quick = 2
-    with pytest.raises(PrepareError, match="was made from something else"):
+    with pytest.raises(InputError, match="was made from another source"):
         prepare(slow, tmp_path, "name")
     assert names(tmp_path) == ["name_manifest.json", "name_train.npy"]
     assert np.load(tmp_path / "name_train.npy").tobytes() == b"\0quick"
@@ -145,13 +147,13 @@ def test_another_run_that_was_faster_is_left_alone(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("force", [False, True])
 def test_a_kill_at_every_step_leaves_no_half_set(tmp_path, read_set, start, force, naive_cache):
-    """Die at the n-th call that changes the disk, for every n, and look at what is left."""
+    """Dies at the n-th call that changes the disk, for each n, and checks the files."""
     program = """
 import os, shutil, sys, tempfile
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from test_prepare_cache import make_source
-from data_prep.__main__ import prepare
+from data_prep.pipeline import prepare
 
 def deadly(call):
     def counted(*args, **options):
@@ -180,7 +182,7 @@ for step in range(99):
     if force:
         for step in range(40):
             prepare(make_source({"train": ["old"]}, version=1), tmp_path / str(step), "name")
-    # The children are few calls long, and Arrow's threads are no concern of theirs.
+    # The children make few calls and do not use Arrow's threads.
     quiet = ("-W", "ignore::DeprecationWarning")
     process = start(*quiet, "-c", program, Path(__file__).parent, tmp_path, int(force))
     out, err = process.communicate(timeout=60)
@@ -225,7 +227,7 @@ def test_kill_9_in_the_middle_of_a_run(tmp_path, start, naive_cache, read_set):
     assert main(["--source", str(text), "--test-fraction", "0", "--valid-fraction", "0", "--name",
                  "local2", "--out", str(out)]) == 0  # fmt: skip
     cache.recover(out, "local")
-    assert stage.exists(), "the folder of a living run was cleared away"
+    assert stage.exists(), "the folder of a living run was removed"
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert [path for path in names(out) if "local2" not in path] == [stage.name]
@@ -237,7 +239,7 @@ def test_kill_9_in_the_middle_of_a_run(tmp_path, start, naive_cache, read_set):
 
 
 def test_several_at_once_do_the_work_once(tmp_path, start, naive_cache, read_set):
-    """Processes that prepare the same set wait for the first one, and take its work; one that dies is replaced."""
+    """Processes that prepare the same set wait for the first one and use its result; a dead one is replaced."""
     text, out = tmp_path / "text.txt", tmp_path / "out"
     text.write_text("words")
     program = (
@@ -253,18 +255,18 @@ def test_several_at_once_do_the_work_once(tmp_path, start, naive_cache, read_set
     assert first.stdout.readline() == "reads\n"
     others = [start(*command, stdin=-1) for _ in range(3)]
     for other in others:
-        assert other.stderr.readline() == "another process is preparing local: waiting for it\n"
+        assert other.stderr.readline() == "Another process is preparing local; waiting for it.\n"
     first.kill()
     first.communicate()
-    # One of them takes over; the rest wait for that one then.
+    # One of them takes over; the others wait for it.
     ready, _, _ = select.select([other.stdout for other in others], [], [], 30)
-    (heir,) = [other for other in others if other.stdout in ready]
-    assert heir.stdout.readline() == "reads\n"
-    heir.stdin.write("\n")
-    for other in [heir, *[other for other in others if other is not heir]]:
-        said, _ = other.communicate(timeout=30)
+    (successor,) = [other for other in others if other.stdout in ready]
+    assert successor.stdout.readline() == "reads\n"
+    successor.stdin.write("\n")
+    for other in [successor, *[other for other in others if other is not successor]]:
+        output, _ = other.communicate(timeout=30)
         assert other.returncode == 0
-        assert said.startswith(f"local: prepared in {out}\n" if other is heir else "local: already prepared\n")
+        assert output.startswith(f"local: prepared in {out}\n" if other is successor else "local: already prepared\n")
     assert names(out) == ["local_manifest.json", "local_train.npy"]
     assert read_set(out, "local") == {"train": naive_cache(["words"])}
 
@@ -285,12 +287,12 @@ def test_ctrl_c(tmp_path, start):
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert err == "interrupted: no cache was made, run it again when you like\n"
+    assert err == "Interrupted; no cache was made.\n"
     assert not (tmp_path / "out").exists()
 
 
 def fill_disk(monkeypatch, step: int) -> None:
-    """Let write or fsync number `step`, and all after it, find no space."""
+    """Makes write or fsync number `step`, and all later ones, fail for lack of space."""
     left = iter(range(step))
 
     def failing(call):
@@ -311,7 +313,7 @@ def test_a_full_disk_leaves_what_was_there(tmp_path, monkeypatch, step):
     old, _ = prepare(make_source({"train": ["old"]}), tmp_path, "name")
     with monkeypatch.context() as patch:
         fill_disk(patch, step)
-        with pytest.raises(PrepareError, match=r"cannot be written \(No space left on device\)"):
+        with pytest.raises(InputError, match=r"cannot be written \(No space left on device\)"):
             prepare(make_source(version=2), tmp_path, "name", force=True)
     assert names(tmp_path) == ["name_manifest.json", "name_train.npy"]
     assert check(tmp_path, "name") == old
@@ -322,7 +324,7 @@ def test_a_disk_that_fails_once_all_is_written_is_taken_up_again(tmp_path, monke
     prepare(make_source({"train": ["old"]}), tmp_path, "name")
     with monkeypatch.context() as patch:
         fill_disk(patch, step)
-        with pytest.raises(PrepareError, match="cannot be written"):
+        with pytest.raises(InputError, match="cannot be written"):
             prepare(make_source(version=2), tmp_path, "name", force=True)
     assert prepare(make_source(version=2), tmp_path, "name")[1] == "already prepared"
     assert names(tmp_path) == WHOLE
@@ -340,5 +342,5 @@ def test_a_file_size_limit_of_the_system(tmp_path, start):
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (2, "")
     assert err.startswith("error: ") and err.count("\n") == 1
-    assert "local_train.npy cannot be written (File too large): make room there" in err
+    assert "local_train.npy cannot be written (File too large); it must be" in err
     assert not (tmp_path / "out").exists()

@@ -1,17 +1,18 @@
-"""The command as a user meets it: exit status, one line for what is wrong, the table."""
+"""The command: exit codes, one line for each error, the table."""
 
 import json
 from pathlib import Path
 
 import pytest
 
-from data_prep.__main__ import add_arguments, main
+from data_prep.__main__ import main
+from data_prep.options import add_arguments
 from data_prep.sources import row_hashes
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch) -> Path:
-    """A working folder with one file of everything, right and wrong."""
+    """A working folder with one file of each kind, valid and damaged."""
     monkeypatch.chdir(tmp_path)
     Path("good.txt").write_text("text")
     Path("bad.txt").write_bytes(b"abc\xff")
@@ -28,44 +29,45 @@ def folder(tmp_path, monkeypatch) -> Path:
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        ("--train gone.txt", "gone.txt does not exist: check the path"),
-        ("--source gone.txt", "there is nothing at 'gone.txt': --source takes python-stdlib, "),
-        ("--source nothing", "nothing holds no files to read: it takes .txt, .md and .jsonl"),
-        ("--source table.csv", "table.csv is not of a known kind, rename or convert it: .txt"),
-        ("--train bad.txt", "bad.txt is not valid UTF-8 at byte 3: convert it"),
-        ("--train good.txt bad.jsonl", "bad.jsonl is broken in row 1 (counted from 0): "),
-        ("--train good.txt bad.parquet", "bad.parquet cannot be read ("),
-        ("--train empty.txt", "the train split holds no text: give it more text"),
-        ("--train good.txt --valid empty.txt", "the valid split holds no text (train got 1): "),
-        ("--source good.txt --valid-fraction 0", "the test split got no document (train got 1): "),
-        ("--source rows.jsonl --column body", "rows.jsonl has no column 'body', its first row has "
-         "'text', 'id': name the text with --column"),
-        ("--source rows.jsonl --column id", "rows.jsonl holds a number, not text, under 'id' in "),
-        ("--train good.txt --out taken", "taken cannot be written (File exists): make room"),
-        ("--train good.txt --name a/b", "'a/b' cannot be part of a file's name: choose another"),
-        ("--train good.txt --valid good.txt", "good.txt is named twice: name every file once"),
-        ("--source good.txt --valid bad.txt", "--train, --valid and --test with paths say where"),
-        ("--valid good.txt", "--train, --valid and --test with paths say where"),
+        ("--train gone.txt", "The file gone.txt does not exist; it must be a file"),
+        ("--source gone.txt", "The source 'gone.txt' does not exist; it must be python-stdlib, "),
+        ("--source nothing", "The folder nothing holds no files to read; it must hold .txt, .md and .jsonl"),
+        ("--source table.csv", "The file table.csv is of an unknown kind; it must be .txt"),
+        ("--train bad.txt", "The file bad.txt is not valid UTF-8 at byte 3; it must be converted"),
+        ("--train good.txt bad.jsonl", "The file bad.jsonl is broken in row 1 (counted from 0; "),
+        ("--train good.txt bad.parquet", "The file bad.parquet cannot be read ("),
+        ("--train empty.txt", "The train split has no text; it must have some"),
+        ("--train good.txt --valid empty.txt", "The valid split has no text (documents in train: 1); "),
+        ("--source good.txt --valid-fraction 0", "The test split has no documents (documents in train: 1); "),
+        ("--source rows.jsonl --column body", "The file rows.jsonl has no column 'body' (its first row has "
+         "'text', 'id'); --column must name the key"),
+        ("--source rows.jsonl --column id", "The file rows.jsonl holds a number, not text, under 'id' in "),
+        ("--train good.txt --out taken", "The path taken cannot be written (File exists); it must be"),
+        ("--train good.txt --name a/b", "The name 'a/b' is not allowed; --name must have no slash"),
+        ("--train good.txt --valid good.txt", "The file good.txt is named twice; it must be named once"),
+        ("--source good.txt --valid bad.txt", "--train, --valid and --test with paths are the whole"),
+        ("--valid good.txt", "--train, --valid and --test with paths are the whole"),
         ("--valid-fraction 0.6 --test-fraction 0.4", "--valid-fraction and --test-fraction are "),
-        ("--valid-fraction nan", "--valid-fraction and --test-fraction are parts of 1"),
-        ("--source hub:a/b --valid x --valid-fraction 0.1", "--valid and --valid-fraction exclude"),
-        ("--source hub:a/b --train x y", "--train takes one split of a hub data set: name one"),
-        ("--source hub:nonsense", "hub:nonsense names no data set: write hub:OWNER/NAME"),
-        ("--source good.txt --revision x", "--config and --revision are for hub data sets: leave"),
-        ("--column x", "python-stdlib has no columns: leave --column out"),
-        ("--check --name x", "data/x_manifest.json does not exist: prepare that set first"),
+        ("--valid-fraction nan", "--valid-fraction and --test-fraction are out of range"),
+        ("--source hub:a/b --valid x --valid-fraction 0.1", "--valid and --valid-fraction are both given"),
+        ("--source hub:a/b --train x y", "--train names 2 splits of a hub data set; it must name one"),
+        ("--source hub:nonsense", "The source 'hub:nonsense' is not a data set's name; it must be hub:OWNER/NAME"),
+        ("--source good.txt --revision x", "--config and --revision are given; they must be left out without"),
+        ("--column x", "--column is given, but python-stdlib has no columns; it must be left out"),
+        ("--check --name x", "The manifest data/x_manifest.json does not exist; the set must be prepared first"),
     ],
 )  # fmt: skip
-def test_what_is_wrong_is_said_in_one_line(folder, capsys, command, message):
+def test_bad_input_ends_in_one_line(folder, capsys, command, message):
     before = sorted(folder.iterdir())
     assert main(command.split()) == 2
     out, err = capsys.readouterr()
     assert err.startswith(f"error: {message}")
-    assert (out, err.count("\n"), err[-1]) == ("", 1, "\n")
+    assert (out, err.count("\n")) == ("", 1)
+    assert "; " in err and err.endswith(".\n")
     assert sorted(folder.iterdir()) == before
 
 
-def test_the_table_and_what_comes_after_it(folder, capsys):
+def test_the_table_and_the_remarks(folder, capsys):
     Path("nul.jsonl").write_text('{"text": "a\\u0000b"}\n{"text": null}\n{"text": "c"}\n')
     assert main(["--train", "nul.jsonl", "good.txt", "--valid", "rows.jsonl", "--name", "mine"]) == 0
     out, err = capsys.readouterr()
@@ -74,13 +76,12 @@ def test_the_table_and_what_comes_after_it(folder, capsys):
         "split  documents  bytes  file\n"
         "train          3     11  data/mine_train.npy\n"
         "valid          1      2  data/mine_valid.npy\n"
-        "Documents that hold a 0 byte of their own: 1, kept as they are; a model takes it for the "
-        "start of a document.\n"
-        "Rows without a text (null), left out: 2.\n"
+        "Documents that hold a 0 byte of their own: 1, kept unchanged; a model reads it as the start of a document.\n"
+        "Rows without text (null), left out: 2.\n"
     )
     assert err == ""
     assert main(["--train", "nul.jsonl", "--name", "mine"]) == 2
-    assert capsys.readouterr().err.startswith("error: data/mine_manifest.json was made from somet")
+    assert capsys.readouterr().err.startswith("error: The set of data/mine_manifest.json was made from another source")
     assert main(["--name", "mine", "--check", "--quiet"]) == 0
     assert capsys.readouterr() == ("", "")
 
@@ -128,5 +129,5 @@ def test_as_a_module(folder, start):
     assert (process.returncode, err) == (0, "")
     assert out.splitlines()[0] == "local: prepared in out"
     process = start("-m", "data_prep", "--source", "gone", cwd=folder)
-    assert process.communicate(timeout=60)[1].startswith("error: there is nothing at 'gone'")
+    assert process.communicate(timeout=60)[1].startswith("error: The source 'gone' does not exist")
     assert process.returncode == 2

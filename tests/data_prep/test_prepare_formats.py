@@ -1,4 +1,4 @@
-"""Every file format, read whole and in small pieces, and what is said of files that are wrong."""
+"""Every file format, read whole and in small pieces, and the messages for damaged files."""
 
 import json
 from pathlib import Path
@@ -8,9 +8,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_prep import PrepareError, formats
+from data_prep import formats
 from data_prep.formats import kind_of, read_table, read_text
 from data_prep.tokens import encode
+from nanoegg_mlx.errors import InputError
 
 ROWS = [
     "first",
@@ -108,7 +109,7 @@ def test_an_empty_text_file_is_an_empty_document(tmp_path):
 def test_text_that_is_not_utf8_is_named_to_the_byte(tmp_path, monkeypatch, data, byte, chunk):
     monkeypatch.setattr(formats, "CHUNK_BYTES", chunk)
     (tmp_path / "a.txt").write_bytes(data)
-    with pytest.raises(PrepareError, match=rf"a\.txt is not valid UTF-8 at byte {byte}:"):
+    with pytest.raises(InputError, match=rf"a\.txt is not valid UTF-8 at byte {byte};"):
         list(read_text(tmp_path / "a.txt"))
 
 
@@ -117,23 +118,23 @@ def test_rows_that_are_not_utf8_are_named(tmp_path, monkeypatch, name):
     monkeypatch.setattr(formats, "CHUNK_ROWS", 2)
     rows = [b"fine"] * 7 + [b"ab\xff"] + [b"fine"]
     path = write_table(tmp_path / name, rows, pa.binary())
-    with pytest.raises(PrepareError, match=rf"{name} is .* 'text', row 7 \(.*\), byte 2:"):
+    with pytest.raises(InputError, match=rf"{name} is .* 'text', row 7 \(.*\), byte 2;"):
         tokens_of(path)
 
 
 def test_json_rows_that_are_not_utf8_are_named(tmp_path, monkeypatch):
     monkeypatch.setattr(formats, "CHUNK_BYTES", 20)
     (tmp_path / "a.jsonl").write_bytes(b'{"text": "fine"}\n' * 5 + b'{"text": "ab\xff"}\n')
-    with pytest.raises(PrepareError, match=r"a\.jsonl is .* row 5 \(.*\), byte 2:"):
+    with pytest.raises(InputError, match=r"a\.jsonl is .* row 5 \(.*\), byte 2;"):
         tokens_of(tmp_path / "a.jsonl")
 
 
 @pytest.mark.parametrize("name", TABLES)
 def test_a_missing_column_and_one_that_is_not_text(tmp_path, name):
     path = write_table(tmp_path / name, ["a", "b"])
-    with pytest.raises(PrepareError, match=r"no column 'body'.*'id', 'text', 'n'.*--column"):
+    with pytest.raises(InputError, match=r"no column 'body'.*'id', 'text', 'n'.*--column"):
         list(read_table(path, "body"))
-    with pytest.raises(PrepareError, match=r"holds \w+, not text|holds a array, not text"):
+    with pytest.raises(InputError, match=r"holds \w+, not text|holds a array, not text"):
         list(read_table(path, "id"))
 
 
@@ -149,7 +150,7 @@ def test_a_missing_column_and_one_that_is_not_text(tmp_path, name):
 def test_broken_json_is_named_by_row(tmp_path, monkeypatch, line, message):
     monkeypatch.setattr(formats, "CHUNK_BYTES", 40)
     (tmp_path / "a.jsonl").write_bytes(b'{"text": "fine"}\n\n' * 6 + line + b"\n")
-    with pytest.raises(PrepareError, match=rf"a\.jsonl.*{message}"):
+    with pytest.raises(InputError, match=rf"a\.jsonl.*{message}"):
         list(read_table(tmp_path / "a.jsonl", "text"))
 
 
@@ -167,21 +168,21 @@ def test_broken_files_are_named(tmp_path, name, damage):
     if damage == "empty" and name.startswith(("a.jsonl", "a.txt")):
         assert not list(read_table(path, "text")) if "jsonl" in name else list(read_text(path))
         return
-    with pytest.raises(PrepareError, match=name.replace(".", r"\.")):
+    with pytest.raises(InputError, match=name.replace(".", r"\.")):
         list(read_text(path) if ".txt" in name else read_table(path, "text"))
 
 
 def test_files_without_permission_or_gone(tmp_path, monkeypatch):
-    with pytest.raises(PrepareError, match=r"gone\.txt does not exist"):
+    with pytest.raises(InputError, match=r"gone\.txt does not exist"):
         list(read_text(tmp_path / "gone.txt"))
-    with pytest.raises(PrepareError, match=r"gone\.parquet does not exist"):
+    with pytest.raises(InputError, match=r"gone\.parquet does not exist"):
         list(read_table(tmp_path / "gone.parquet", "text"))
 
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(pa, "input_stream", refuse)
-    with pytest.raises(PrepareError, match=r"a\.txt cannot be read, permission denied"):
+    with pytest.raises(InputError, match=r"a\.txt cannot be read \(permission denied\)"):
         list(read_text(tmp_path / "a.txt"))
 
 

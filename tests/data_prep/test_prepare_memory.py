@@ -1,4 +1,4 @@
-"""A corpus of 384 MB goes through in a small part of that, whatever shape the file has."""
+"""A corpus of 384 MB is prepared in a fraction of that memory, from every file format."""
 
 import json
 from pathlib import Path
@@ -27,7 +27,7 @@ print(peak() - before)
 
 
 def write_corpus(path: Path) -> None:
-    """MEGABYTES of documents of 4 kB, without holding them all here either."""
+    """Writes MEGABYTES of documents of 4 kB, in bounded memory."""
     rng = np.random.default_rng(0)
     letters = rng.integers(97, 123, BLOCK, dtype=np.uint8)
     offsets = np.arange(0, BLOCK + 1, 4096, dtype=np.int32)

@@ -1,4 +1,4 @@
-"""What documents a source gives to which split: files, the hub, the standard library."""
+"""The documents and splits of each source: files, the hub, the standard library."""
 
 import json
 import sys
@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_prep import PrepareError
-from data_prep.__main__ import main, prepare
+from data_prep.__main__ import main
+from data_prep.pipeline import prepare
 from data_prep.sources import (
     Fractions,
     Source,
@@ -21,6 +21,7 @@ from data_prep.sources import (
     split_files_source,
     stdlib_source,
 )
+from nanoegg_mlx.errors import InputError
 
 HALF = Fractions(0.25, 0.25)
 HUB = {
@@ -31,7 +32,7 @@ HUB = {
 
 
 def splits_of(source: Source) -> dict[str, list[str]]:
-    """The documents of every split, taken apart again at 0x00."""
+    """The documents of each split, separated at 0x00."""
     found: dict[str, bytes] = {}
     for split, piece in source.read(source):
         found[split] = found.get(split, b"") + piece.tokens.tobytes()
@@ -102,7 +103,7 @@ def test_inputs_named_for_each_split(tmp_path):
         "train": ["text 1", "text 3", "text 0", "text 2"],
         "valid": ["one", "two"],
     }
-    with pytest.raises(PrepareError, match=r"n000\.txt is named twice"):
+    with pytest.raises(InputError, match=r"n000\.txt is named twice"):
         split_files_source({"train": [tmp_path / "a"], "valid": [tmp_path / "a/n000.txt"]}, "text")
 
 
@@ -123,7 +124,7 @@ def test_the_standard_library_leaves_out_what_it_should(tmp_path):
     assert splits_of(source) == {"train": ["a.py", "json/b.py"]}
     assert source.remarks == ["Left out as not UTF-8: 1 (latin.py)."]
     (tmp_path / "test" / "c.py").unlink()
-    with pytest.raises(PrepareError, match=r"holds no \.py files"):
+    with pytest.raises(InputError, match=r"holds no \.py files"):
         stdlib_source(HALF, tmp_path / "test")
 
 
@@ -181,8 +182,8 @@ def test_a_hub_data_set_without_splits_of_its_own(tmp_path, stub_hub, naive_cach
     command = ["--source", "hub:some/set", "--out", str(tmp_path / "out"), "--revision", "v1"]
     assert main(command) == 2
     assert capsys.readouterr().err == (
-        "error: set has no split 'validation', only 'train': name one with --valid or carve one "
-        "out of the train rows with --valid-fraction 0.05\n"
+        "error: The data set set has no split 'validation', only 'train'; --valid must name one of them, or "
+        "--valid-fraction 0.05 take it from the train rows.\n"
     )
     assert not (tmp_path / "out").exists()
 
@@ -203,9 +204,9 @@ def test_hub_splits_by_name_and_columns_that_are_missing(tmp_path, stub_hub, nai
     assert cache == naive_cache(HUB["validation"])
     capsys.readouterr()
     for options, message in (
-        (["--valid", "nope"], "error: b has no split 'nope', only 'train', 'validation', 'test'"),
-        (["--column", "body"], "error: b, split train, has no column 'body', its columns are 'te"),
-        (["--column", "id"], "error: b, split train, holds int64, not text, in column 'id'"),
+        (["--valid", "nope"], "error: The data set b has no split 'nope', only 'train', 'validation', 'test'"),
+        (["--column", "body"], "error: The split train of b has no column 'body' (its columns are 'te"),
+        (["--column", "id"], "error: The split train of b holds int64, not text, in column 'id'"),
     ):
         assert main([*command, "--name", "other", *options]) == 2
         error = capsys.readouterr().err
@@ -215,7 +216,7 @@ def test_hub_splits_by_name_and_columns_that_are_missing(tmp_path, stub_hub, nai
 def test_a_hub_data_set_that_lost_rows_on_disk(stub_hub, monkeypatch):
     monkeypatch.setattr(datasets.Dataset, "num_rows", property(lambda _: 5))
     source = hub_source("a/b", "text", None, None, {}, {})
-    with pytest.raises(PrepareError, match=r"came out with 3000 rows, not the 5"):
+    with pytest.raises(InputError, match=r"has 3000 rows on disk, not the declared 5"):
         list(source.read(source))
 
 
@@ -228,8 +229,8 @@ def test_a_hub_that_cannot_be_reached(tmp_path, monkeypatch, capsys, error):
     assert main(["--source", "hub:a/b", "--out", str(tmp_path / "out")]) == 2
     reason = str(error).partition("\n")[0] or "RuntimeError"
     assert capsys.readouterr().err == (
-        f"error: the data set a/b cannot be had from the hub ({reason}): check its name, "
-        "--config, --revision and the network, or prepare local text with --source PATH\n"
+        f"error: The data set a/b is unavailable ({reason}); its name, --config, --revision and the network must be "
+        "right (--source PATH needs none of them).\n"
     )
     assert not (tmp_path / "out").exists()
 
@@ -240,7 +241,7 @@ def test_an_unreachable_hub_with_the_library_as_it_is(tmp_path, start):
     process = start("-c", program, tmp_path / "hf", "--source", "minipile", "--out", tmp_path / "o")
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (2, "")
-    assert err.startswith("error: the data set JeanKaddour/minipile cannot be had from the hub (")
+    assert err.startswith("error: The data set JeanKaddour/minipile is unavailable (")
     assert err.count("\n") == 1
     assert not (tmp_path / "o").exists()
 
