@@ -115,21 +115,7 @@ def inspect_activations(
         InputError: a token is outside the vocabulary.
     """
     check_vocabulary(rows.ravel(), config.vocab_size)
-    names: list[tuple[str, int, int]] = []
-
-    def one_row(params: Params, state: mx.array, token: mx.array) -> tuple[mx.array, mx.array]:
-        names.clear()
-        counts: list[mx.array] = []
-
-        def tap(layer: int, /, **activations: mx.array) -> None:
-            for name, value in activations.items():
-                names.append((name, layer, value.shape[-1]))
-                counts.append(_counts(value, 0 if name == "f" else -MAX_INT8))
-
-        _, state = forward(params, {}, config.shift, state, token, tap)
-        return mx.stack(counts), state
-
-    step = mx.compile(mx.vmap(one_row, in_axes=(None, 0, 0)))
+    step, names = _counting_step(config)
     weights = resident_weights(params)
     states = mx.zeros((len(rows), config.n_layer, config.n_embd), dtype=mx.int8)
     totals: Any = 0
@@ -149,6 +135,30 @@ def inspect_activations(
         )
         for (name, layer, width), (low, high, total, zeros) in zip(names, totals, strict=True)
     ]
+
+
+def _counting_step(config: Config) -> tuple[Callable[..., tuple[mx.array, mx.array]], list[tuple[str, int, int]]]:
+    """Returns a function that reads one token of each row, and the activations that it counts.
+
+    The function takes parameters, states (B, L, D) and tokens (B,); it returns counts (B, activations, 4) int32 and the
+    new states. The list has the name, layer and width of each activation. It is filled when MLX traces the function, at
+    the first call.
+    """
+    names: list[tuple[str, int, int]] = []
+
+    def one_row(params: Params, state: mx.array, token: mx.array) -> tuple[mx.array, mx.array]:
+        names.clear()
+        counts: list[mx.array] = []
+
+        def tap(layer: int, /, **activations: mx.array) -> None:
+            for name, value in activations.items():
+                names.append((name, layer, value.shape[-1]))
+                counts.append(_counts(value, 0 if name == "f" else -MAX_INT8))
+
+        _, state = forward(params, {}, config.shift, state, token, tap)
+        return mx.stack(counts), state
+
+    return mx.compile(mx.vmap(one_row, in_axes=(None, 0, 0))), names
 
 
 def _counts(value: mx.array, lowest: int) -> mx.array:

@@ -265,8 +265,8 @@ def _weights(axes: Axes, scene: Scene, run: RunCurves) -> None:
     finite = np.isfinite(run.curves.weights).all(axis=1)
     epochs, shares = run.curves.mean["epoch"][finite], run.curves.weights[finite]
     density = shares / np.diff(WEIGHT_EDGES)
-    # The weights at -127 and 127 have strips of their own beyond a gap, or one value's height would hide them. Between
-    # the strips the axis is linear.
+    # The weights at -127 and 127 have strips of their own beyond a gap: cells one value high would be invisible.
+    # The axis between the strips is linear.
     y = np.concatenate(
         [[-130 - _STRIP, -130], WEIGHT_EDGES[1:-2] - 0.5, [126.5, 130, 130 + _STRIP]],
     )
