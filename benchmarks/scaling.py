@@ -30,9 +30,9 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from nanoegg_mlx import Config, Trainer
-from nanoegg_mlx.core.update import step, vote_dtype
 from nanoegg_mlx.core.params import leaves
-from nanoegg_mlx.ranks import world as distributed
+from nanoegg_mlx.core.update import step, vote_dtype
+from nanoegg_mlx.ranks.join import join
 
 PARTS = ("generate", "update", "step")
 HEADER = 64
@@ -47,7 +47,7 @@ def measure(options: dict[str, Any]) -> dict[str, Any]:
         update; and the seconds of a small gather and of a step that only moves the parameters, and the bytes that the
         rank sends in an epoch.
     """
-    world = distributed.join()
+    world = join()
     threads = options["threads"]
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[world.rank * threads :][:threads])

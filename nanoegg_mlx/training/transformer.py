@@ -68,7 +68,7 @@ class Transformer(nn.Module):
         width = config.n_embd
         if width > _HEAD and width % _HEAD:
             raise InputError(
-                f"n_embd is {width}; it must be a multiple of the attention heads' width {_HEAD}, or less than that."
+                f"n_embd is {width}; it must be a multiple of {_HEAD}, the width of an attention head, or less."
             )
         self.tokens = nn.Embedding(config.vocab_size, width)
         self.positions = nn.Embedding(config.tokens_per_update, width)
