@@ -1,8 +1,8 @@
 """The network: one token through the integer minGRU, for one member (spec section 4).
 
-Everything is int8 weights, int32 arithmetic and shifts: no activation function, no float that rounds. The
-functions take a single member's state and token; `mx.vmap` batches them over members, with the parameters shared
-and only the noise a member's own. Without noise they are the unperturbed model.
+Int8 weights, int32 arithmetic and shifts: no activation function, and no float that rounds. The functions take a
+single member's state and token; `mx.vmap` batches them over members, which share the parameters and differ in their
+noise. Without noise they are the unperturbed model.
 
 Where a member's scalar meets its vector the vector stands first or the scalar keeps an axis: otherwise mx.vmap lays
 the batch axis out last, and every matmul after that runs on transposed memory.
@@ -23,7 +23,7 @@ _MAX_PRODUCT = MAX_INT8 * MAX_INT8
 
 
 class Tap(Protocol):
-    """Sees activations: int32 arrays by the names that they have in `forward`."""
+    """Receives activations: int32 arrays by their names in `forward`."""
 
     def __call__(self, layer: int, /, **activations: mx.array) -> None: ...
 
@@ -90,7 +90,7 @@ def forward(
         shift: 4 + sigma_shift.
         state: (L, D) int8, the hidden state of every layer.
         token: integer scalar in [0, V); 0 separates documents and clears the state first.
-        tap: is shown each layer's activations, and under the number L what follows the last layer.
+        tap: receives each layer's activations, and as layer L those after the last one.
 
     Returns:
         logits (V,) int32 in [-127, 127], and the new state (L, D) int8.

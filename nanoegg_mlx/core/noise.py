@@ -1,8 +1,8 @@
 """Hashed-key perturbations of a population member: low-rank for matrices, dense for vectors (spec section 3).
 
-Nothing is stored. A pair's noise for a leaf is a stretch of one long sequence of integer normals; where it
-starts is a hash of the leaf's key, the epoch and the pair's number. Both members of a pair share the stretch,
-the odd one with its sign turned.
+Nothing is stored. A pair's noise for a leaf is a stretch of one long sequence of integer normals; its start is a
+hash of the leaf's key, the epoch and the pair's number. Both members of a pair share the stretch, the odd one with
+the opposite sign.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _SEQUENCE_LENGTH = 1 << 30
 
 
 class LowRank(NamedTuple):
-    """The perturbation A B^T of an (o, n) matrix, factors stored with the rank first."""
+    """The perturbation A B^T of an (o, n) matrix, factors with the rank first: each rank is one contiguous row."""
 
     A: mx.array
     """(rank, o) int8; under a layer axis, (L, rank, o)."""
@@ -28,7 +28,7 @@ class LowRank(NamedTuple):
 
 
 Perturbation = LowRank | mx.array
-"""Of a matrix: LowRank. Of a (d,) vector: the dense E, int32 of the vector's shape."""
+"""LowRank for a matrix; for a (d,) vector the dense E, int32 of the vector's shape."""
 Noise = dict[str, Perturbation]
 """Leaf name -> perturbation, for one pair, or for many under a leading axis."""
 
@@ -37,7 +37,7 @@ def leaf_bases(config: Config, epoch: int) -> dict[str, mx.array]:
     """The word that each leaf contributes to the hash in this epoch: uint32 (L,) or ()."""
     true_epoch = epoch // config.noise_reuse if config.noise_reuse else 0
     keys = leaf_keys(config)
-    # One fold for all leaves, since this is done anew in every epoch.
+    # One fold for all leaves: this runs in every epoch.
     words = fold_in(mx.concatenate([of_leaf.reshape(-1, 2) for of_leaf in keys.values()]), true_epoch)[:, 0]
     bases, start = {}, 0
     for name, of_leaf in keys.items():
@@ -49,12 +49,12 @@ def leaf_bases(config: Config, epoch: int) -> dict[str, mx.array]:
 
 
 def noise_pair(config: Config, pair: int | mx.array) -> int | mx.array:
-    """The pair whose noise `pair` uses: itself, or with `num_perturbations` the one it repeats."""
+    """The pair whose noise `pair` uses: itself, or with `num_perturbations` the one that it repeats."""
     return pair % (config.num_perturbations // 2) if config.num_perturbations else pair
 
 
 def stretch_start(base: mx.array, pair: mx.array, length: int) -> mx.array:
-    """Where a pair's stretch of `length` draws begins: uint32 of the shape of `base`, for one pair."""
+    """The start of a pair's stretch of `length` draws: uint32 of the shape of `base`, for one pair."""
     h = ((pair >> 16) ^ pair) * mx.array(0x45D9F3B, dtype=mx.uint32)
     # mx.vmap (0.32) broadcasts the operands of an addition, but not those of a bitwise operation.
     h, base = h + base * 0, base + h * 0

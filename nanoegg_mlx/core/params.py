@@ -25,7 +25,7 @@ Array = TypeVar("Array", mx.array, np.ndarray)
 
 @dataclass(frozen=True)
 class Leaf:
-    """One entry of the tree: `shape` without the layer axis, `layers` how often it is stacked (0: not)."""
+    """One entry of the tree: `shape` without the layer axis, `layers` the length of that axis (0: none)."""
 
     name: str
     kind: Literal["matrix", "vector"]
@@ -59,9 +59,9 @@ def leaves(config: Config) -> list[Leaf]:
 
 @lru_cache(maxsize=4)
 def leaf_keys(config: Config) -> dict[str, mx.array]:
-    """The keys that perturbations come from: uint32 (L, 2) for stacked leaves, (2,) for the others (section 3).
+    """The keys of the perturbations: uint32 (L, 2) for stacked leaves, (2,) for the others (section 3).
 
-    The same dict for the same config, since every epoch asks for it.
+    Cached, since every epoch needs it.
     """
     es_key = fold_in(key(config.seed), 1)
     all_leaves = leaves(config)
@@ -108,7 +108,7 @@ def init_params(config: Config) -> Params:
 
 
 def split_leaves(flat: Array, config: Config) -> dict[str, Array]:
-    """All leaves, each of its stacked shape, out of one (entries,) array that holds them in leaf order."""
+    """All leaves, each of its stacked shape, from one (entries,) array that has them in leaf order."""
     parts, first = {}, 0
     for leaf in leaves(config):
         last = first + math.prod(leaf.stacked_shape)
@@ -118,17 +118,17 @@ def split_leaves(flat: Array, config: Config) -> dict[str, Array]:
 
 
 def check_params(params: Params, config: Config) -> None:
-    """Raises InputError, naming the leaf, where `params` is not the tree that `config` describes."""
+    """Raises InputError, naming the leaf, if `params` is not the tree that `config` describes."""
     expected = {leaf.name: leaf.stacked_shape for leaf in leaves(config)}
     for name in [*expected, *params]:
         if name not in params:
-            raise InputError(f"The parameters lack the leaf {name!r}; a model has {list(expected)}.")
+            raise InputError(f"The leaf {name!r} is missing from the parameters; they must be {list(expected)}.")
         if name not in expected:
-            raise InputError(f"The parameters hold an unknown leaf {name!r}; a model has {list(expected)}.")
+            raise InputError(f"The leaf {name!r} of the parameters is unknown; they must be {list(expected)}.")
         if params[name].dtype != mx.int8:
-            raise InputError(f"Parameter {name!r} is {params[name].dtype}; it has to be int8.")
+            raise InputError(f"Parameter {name!r} is {params[name].dtype}; it must be int8.")
         if tuple(params[name].shape) != expected[name]:
             raise InputError(
-                f"Parameter {name!r} has shape {tuple(params[name].shape)}, but n_layer = {config.n_layer}, "
-                f"n_embd = {config.n_embd}, vocab_size = {config.vocab_size} make it {expected[name]}."
+                f"The shape of parameter {name!r} is {tuple(params[name].shape)}; it must be {expected[name]} for "
+                f"n_layer = {config.n_layer}, n_embd = {config.n_embd}, vocab_size = {config.vocab_size}."
             )

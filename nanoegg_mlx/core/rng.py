@@ -1,8 +1,8 @@
 """Random numbers: Threefry-2x32 keys and integer normals (spec section 1).
 
-Everything random is a pure function of (key, position), so nothing is stored and any part of the noise can be
-made again anywhere: the reference's table of 2^30 int8 normals is `int_normals(key(seed), positions)`.
-A key is a uint32 array whose last axis holds its two words; leading axes are many keys at once.
+Every random number is a pure function of (key, position), so nothing is stored and any part of the noise can be
+computed again anywhere: the reference's table of 2^30 int8 normals is `int_normals(key(seed), positions)`.
+A key is a uint32 array with its two words in the last axis; leading axes hold many keys.
 """
 
 from __future__ import annotations

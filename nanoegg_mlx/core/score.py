@@ -36,9 +36,9 @@ def log_likelihood(logits: mx.array, target: mx.array) -> mx.array:
 
 
 def resident_weights(params: Params) -> Params:
-    """The parameters as the scoring loop wants them: float32, converted once instead of at every token.
+    """The parameters for the scoring loop: float32, converted once instead of at every token.
 
-    Matrices keep their (o, n) shape but lie in memory as W^T, which is what matmul multiplies by: the reference
+    Matrices keep their (o, n) shape but lie in memory as W^T, the operand of the product: the reference
     BLAS under MLX's CPU back end is up to six times faster so, and no device is slower.
     """
     weights = {}
@@ -51,14 +51,14 @@ def resident_weights(params: Params) -> Params:
 
 
 class Scored(NamedTuple):
-    """What members got for reading their tokens."""
+    """Results of scoring members on their tokens."""
 
     scores: np.ndarray
     """(N,) int64, sums of log-likelihoods in sixteenths of a bit."""
     states: np.ndarray
     """(N, L, D) int8, after the last token."""
     code_lengths: np.ndarray | None
-    """(N, T) float64, the exact code length of every target in bits, where they were asked for."""
+    """(N, T) float64, the exact code length of every target in bits, if requested."""
 
 
 @cache
@@ -96,7 +96,7 @@ def score_tokens(
 
     Returns:
         scores (N,) int32 in sixteenths of a bit, the states after the last token (N, L, D) int8, and the T
-        logits (N, V) int8, which cost nothing unless they are evaluated.
+        logits (N, V) int8, which MLX computes only if they are evaluated.
     """
     step = scoring_step(shift)
     scores = mx.zeros((states.shape[0],), dtype=mx.int32)

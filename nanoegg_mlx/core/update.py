@@ -1,7 +1,7 @@
 """The evolution step: scores -> fitness of pairs -> votes Z -> thresholded sign update (spec section 7).
 
-An entry of a parameter moves by one, in the direction of its vote, where a two-sided Z-test says that the vote is
-not noise. All sums are exact integers.
+An entry of a parameter moves by one, in the direction of its vote, if a two-sided Z-test finds that the vote is not
+noise. All sums are exact integers.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def fitness(scores: np.ndarray, fast: bool) -> np.ndarray:
 
 
 def differences(scores: np.ndarray) -> np.ndarray:
-    """(P,) int64: what the even member of each pair has more than the odd one, from (2 P,) integer scores."""
+    """(P,) int64: the even member's score minus the odd one's, for each pair, from (2 P,) integer scores."""
     return scores[0::2].astype(np.int64) - scores[1::2]
 
 
@@ -64,7 +64,7 @@ def alpha_at(config: Config, epoch: int) -> float:
 def threshold_at(config: Config, epoch: int) -> int:
     """The two-sided Z-test's threshold, in sixteenths of a standard deviation."""
     tail = alpha_at(config, epoch) / 2
-    if 1 - tail == 1:  # no float between: the lower tail is the same by symmetry
+    if 1 - tail == 1:  # tail is below the resolution at 1: use the lower tail, equal by symmetry
         return math.trunc(-ONE * NormalDist().inv_cdf(tail))
     return math.trunc(ONE * NormalDist().inv_cdf(1 - tail))
 
@@ -76,7 +76,7 @@ def vote_bound(config: Config, epoch: int) -> int:
 
 
 def vote_dtype(config: Config) -> mx.Dtype:
-    """int32 where no vote of this population can overflow it, else int64."""
+    """int32 if no vote of this population can overflow it, else int64."""
     largest_fitness = 1 if config.fast_fitness else MAX_INT8
     largest = config.pairs * config.rank * MAX_NOISE**2 * largest_fitness
     return mx.int32 if largest < 2**31 else mx.int64
@@ -89,7 +89,7 @@ def votes(E: Perturbation, fitness: mx.array, use_clt: bool, dtype: mx.Dtype) ->
         E: the perturbation of a leaf, its factors or vectors with a leading axis of P pairs and, for stacked
             leaves, L layers after it.
         fitness: (P,) int8.
-        use_clt: false to vote with the signs of A, B and E.
+        use_clt: False replaces A, B and E by their signs.
         dtype: of the result, mx.int32 or mx.int64.
 
     Returns:
@@ -104,8 +104,8 @@ def votes(E: Perturbation, fitness: mx.array, use_clt: bool, dtype: mx.Dtype) ->
             [votes(LowRank(E.A[:, layer], E.B[:, layer]), fitness, use_clt, dtype) for layer in range(E.B.shape[1])]
         )
     A, B = (E.A, E.B) if use_clt else (mx.sign(E.A), mx.sign(E.B))
-    # The sum over pairs and ranks is one matrix product. fit A needs up to 14 bits: it is cut into two digits,
-    # since an operand of more than 11 bits would not be exact in TF32, nor summed in slices of useful width.
+    # The sum over pairs and ranks is one matrix product. fit A has up to 14 bits and is split into two digits:
+    # an operand of more than 11 bits would not be exact in TF32, and the slices of the sum would be narrow.
     fitA = mx.flatten(fitness.astype(mx.int32)[:, None, None] * A.astype(mx.int32), 0, 1)
     B = mx.flatten(B, 0, 1)
     high = (fitA + 64) >> 7
@@ -142,7 +142,7 @@ def move(parameter: mx.array, Z: mx.array, bound: int, fast_fitness: bool) -> mx
 
 
 def step(params: Params, Z: dict[str, mx.array], config: Config, epoch: int) -> Params:
-    """The parameters after an epoch's votes: `move` of every leaf, evaluated. `params` stay as they were."""
+    """The parameters after an epoch's votes: `move` of every leaf, evaluated. `params` are not changed."""
     bound = vote_bound(config, epoch)
     moved = {name: move(params[name], Z[name], bound, config.fast_fitness) for name in params}
     mx.eval(moved)
