@@ -7,11 +7,13 @@ the opposite sign.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import mlx.core as mx
 
 from nanoegg_mlx.config import Config
+from nanoegg_mlx.core.fixed_point import clip
+from nanoegg_mlx.core.model import Perturbation
 from nanoegg_mlx.core.params import leaf_keys, leaves
 from nanoegg_mlx.core.rng import fold_in, int_normals, key
 
@@ -27,10 +29,46 @@ class LowRank(NamedTuple):
     """(rank, n) int8; under a layer axis, (L, rank, n)."""
 
 
-Perturbation = LowRank | mx.array
+LeafNoise = LowRank | mx.array
 """LowRank for a matrix; for a (d,) vector the dense E, int32 of the vector's shape."""
-Noise = dict[str, Perturbation]
-"""Leaf name -> perturbation, for one pair, or for many under a leading axis."""
+Noise = dict[str, LeafNoise]
+"""Leaf name -> noise, for one pair or member, or for many under a leading axis."""
+
+
+def perturb_product(y: mx.array, x: mx.array, E: LowRank, shift: int) -> mx.array:
+    """W x + ((A (B^T x)) >> shift), from y = W x (o,) and x (n,), int32: a perturbed matrix times a vector."""
+    Bx = mx.sum(E.B.astype(mx.int32) * x, axis=-1)
+    return y + (sum(E.A[r].astype(mx.int32) * Bx[r] for r in range(Bx.shape[0])) >> shift)
+
+
+def perturb_embedding(row: mx.array, token: mx.array, E: LowRank, shift: int) -> mx.array:
+    """clip(emb[t] + ((B A[t]) >> shift)): a perturbed row (D,) int32 of the embedding."""
+    BA = mx.sum(E.B.astype(mx.int32) * E.A[:, token].astype(mx.int32)[:, None], axis=0)
+    return clip(row + (BA >> shift))
+
+
+def perturb_vector(v: mx.array, E: mx.array, shift: int) -> mx.array:
+    """clip(v + (E >> shift)): a perturbed bias or norm weight, (d,) int32."""
+    return clip(v + (E >> shift))
+
+
+class PerturbedWeights(Perturbation):
+    """The perturbation of one member's weights."""
+
+    def __init__(self, noise: Noise, shift: int) -> None:
+        """Args: noise, the member's own, its sign included; shift, 4 + sigma_shift, applied to a whole term."""
+        self._noise, self._shift = noise, shift
+
+    def product(self, name: str, layer: int | None, y: mx.array, x: mx.array) -> mx.array:
+        E = cast(LowRank, self._noise[name])
+        return perturb_product(y, x, E if layer is None else LowRank(E.A[layer], E.B[layer]), self._shift)
+
+    def embedding(self, token: mx.array, row: mx.array) -> mx.array:
+        return perturb_embedding(row, token, cast(LowRank, self._noise["emb"]), self._shift)
+
+    def vector(self, name: str, layer: int | None, v: mx.array) -> mx.array:
+        E = cast(mx.array, self._noise[name])
+        return perturb_vector(v, E if layer is None else E[layer], self._shift)
 
 
 def leaf_bases(config: Config, epoch: int) -> dict[str, mx.array]:
@@ -71,7 +109,7 @@ def pair_noise(config: Config, bases: dict[str, mx.array], pair: mx.array) -> No
         pair: uint32 scalar; vmap over it for many pairs.
 
     Returns:
-        Leaf name -> perturbation, layers stacked in the first axis.
+        Leaf name -> noise, layers stacked in the first axis.
     """
     noise_key = key(config.seed)
     noise: Noise = {}
@@ -99,7 +137,7 @@ def member_noise(pairs_noise: Noise) -> Noise:
     """The noise of both members of each pair: A, or a vector's E, times +1 for the even and -1 for the odd one.
 
     Args:
-        pairs_noise: leaf name -> perturbation with a leading axis of P pairs.
+        pairs_noise: leaf name -> noise with a leading axis of P pairs.
 
     Returns:
         The same with a leading axis of 2 P members, in the order even, odd, even, odd.

@@ -14,8 +14,8 @@ import mlx.core as mx
 import numpy as np
 
 from nanoegg_mlx.core.fixed_point import EXP2, LOG2_STEPS, ONE
-from nanoegg_mlx.core.model import forward
-from nanoegg_mlx.core.noise import Noise
+from nanoegg_mlx.core.model import UNPERTURBED, forward
+from nanoegg_mlx.core.noise import Noise, PerturbedWeights
 from nanoegg_mlx.core.params import Params
 
 
@@ -71,7 +71,8 @@ def scoring_step(shift: int) -> Callable[..., tuple[mx.array, mx.array, mx.array
     def one_member(
         params: Params, noise: Noise, state: mx.array, token: mx.array, target: mx.array
     ) -> tuple[mx.array, mx.array, mx.array]:
-        logits, state = forward(params, noise, shift, state, token)
+        perturbation = PerturbedWeights(noise, shift) if noise else UNPERTURBED
+        logits, state = forward(params, perturbation, state, token)
         return log_likelihood(logits, target), state, logits.astype(mx.int8)
 
     return mx.compile(mx.vmap(one_member, in_axes=(None, 0, 0, 0, 0)))

@@ -14,7 +14,7 @@ import numpy as np
 
 from nanoegg_mlx.config import Config
 from nanoegg_mlx.core.fixed_point import MAX_INT8, ONE, clip, exact_matmul
-from nanoegg_mlx.core.noise import LowRank, Noise, Perturbation
+from nanoegg_mlx.core.noise import LeafNoise, LowRank, Noise
 from nanoegg_mlx.core.params import Params
 
 MAX_NOISE = 86
@@ -82,11 +82,11 @@ def vote_dtype(config: Config) -> mx.Dtype:
     return mx.int32 if largest < 2**31 else mx.int64
 
 
-def votes(E: Perturbation, fitness: mx.array, use_clt: bool, dtype: mx.Dtype) -> mx.array:
+def votes(E: LeafNoise, fitness: mx.array, use_clt: bool, dtype: mx.Dtype) -> mx.array:
     """Z = sum over pairs of fit_p A_p B_p^T (matrix) or fit_p E_p (vector), exact.
 
     Args:
-        E: the perturbation of a leaf, its factors or vectors with a leading axis of P pairs and, for stacked
+        E: the noise of a leaf, its factors or vectors with a leading axis of P pairs and, for stacked
             leaves, L layers after it.
         fitness: (P,) int8.
         use_clt: False replaces A, B and E by their signs.

@@ -17,7 +17,7 @@ import numpy as np
 
 from nanoegg_mlx.config import Config
 from nanoegg_mlx.core.fixed_point import MAX_INT8
-from nanoegg_mlx.core.model import forward, norm_divisor
+from nanoegg_mlx.core.model import UNPERTURBED, forward, norm_divisor
 from nanoegg_mlx.core.params import Params
 from nanoegg_mlx.core.score import resident_weights
 from nanoegg_mlx.store.tokens import check_vocabulary
@@ -152,10 +152,12 @@ def _counting_step(config: Config) -> tuple[Callable[..., tuple[mx.array, mx.arr
 
         def tap(layer: int, /, **activations: mx.array) -> None:
             for name, value in activations.items():
+                if name not in KINDS:
+                    continue
                 names.append((name, layer, value.shape[-1]))
                 counts.append(_counts(value, 0 if name == "f" else -MAX_INT8))
 
-        _, state = forward(params, {}, config.shift, state, token, tap)
+        _, state = forward(params, UNPERTURBED, state, token, tap)
         return mx.stack(counts), state
 
     return mx.compile(mx.vmap(one_row, in_axes=(None, 0, 0))), names

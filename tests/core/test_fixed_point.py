@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from nanoegg_mlx import Config
 from nanoegg_mlx.core.fixed_point import EXP2, LOG2_STEPS, clip, exact_matmul, floor_div
-from nanoegg_mlx.core.model import embedding, matmul, norm, vector
-from nanoegg_mlx.core.noise import LowRank
+from nanoegg_mlx.core.model import matmul, norm
+from nanoegg_mlx.core.noise import LowRank, perturb_embedding, perturb_product, perturb_vector
 from nanoegg_mlx.core.score import code_lengths, log_likelihood
 from nanoegg_mlx.core.update import alpha_at, fitness, move, threshold_at, vote_dtype, votes
 from tests.traces import GOLDEN
@@ -86,8 +86,9 @@ def test_matmul(case: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int]
         term = sum(int(A[r, i]) * sum(int(B[r, j]) * int(x[j]) for j in range(n)) for r in range(len(A)))
         expected.append((plain, python_clip((y + (term >> shift)) // (16 * math.isqrt(n)))))
     weights = mx.array(W.astype(np.int8))
-    assert matmul(weights, int32(x), None, shift).tolist() == [plain for plain, _ in expected]
-    assert matmul(weights, int32(x), E, shift).tolist() == [perturbed for _, perturbed in expected]
+    assert matmul(weights, int32(x)).tolist() == [plain for plain, _ in expected]
+    perturbed_matmul = matmul(weights, int32(x), lambda y, x: perturb_product(y, x, E, shift))
+    assert perturbed_matmul.tolist() == [perturbed for _, perturbed in expected]
 
 
 @given(st.lists(INT8, min_size=6, max_size=6), st.lists(INT8, min_size=6, max_size=6))
@@ -110,8 +111,7 @@ def test_norm_at_its_extremes(x: list[int], weight: list[int]) -> None:
 def test_vector(v: list[int], E: list[int]) -> None:
     for shift in (0, 8, 31):
         expected = [python_clip(a + (e >> shift)) for a, e in zip(v, E, strict=True)]
-        assert vector(mx.array(v, dtype=mx.int8), int32(E), shift).tolist() == expected
-    assert vector(mx.array(v, dtype=mx.int8), None, 8).tolist() == v
+        assert perturb_vector(int32(v), int32(E), shift).tolist() == expected
 
 
 @pytest.mark.parametrize("rank", [1, 2])
@@ -120,7 +120,7 @@ def test_embedding(rank: int) -> None:
     W, A, B = rng.integers(-127, 128, (9, 5)), rng.integers(-86, 87, (rank, 9)), rng.integers(-86, 87, (rank, 5))
     E = LowRank(mx.array(A.astype(np.int8)), mx.array(B.astype(np.int8)))
     for token in range(9):
-        row = embedding(mx.array(W.astype(np.int8)), mx.array(token), E, 5)
+        row = perturb_embedding(int32(W[token].tolist()), mx.array(token), E, 5)
         assert np.array_equal(np.array(row), np.clip(W[token] + ((B.T @ A[:, token]) >> 5), -127, 127))
 
 
@@ -214,5 +214,5 @@ def test_alpha_and_threshold() -> None:
 
 def test_isqrt_is_what_the_widths_are_divided_by() -> None:
     W, x = mx.full((1, 7), 127, dtype=mx.int8), int32([127] * 7)
-    assert matmul(W, x, None, 0).item() == 127
-    assert matmul(W, int32([-1] * 7), None, 0).item() == math.floor(Fraction(-127 * 7, 16 * 2))
+    assert matmul(W, x).item() == 127
+    assert matmul(W, int32([-1] * 7)).item() == math.floor(Fraction(-127 * 7, 16 * 2))

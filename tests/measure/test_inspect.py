@@ -13,7 +13,7 @@ import pytest
 
 from nanoegg_mlx import Config, init_params
 from nanoegg_mlx.cli import main
-from nanoegg_mlx.core.model import forward
+from nanoegg_mlx.core.model import UNPERTURBED, forward
 from nanoegg_mlx.core.params import Params
 from nanoegg_mlx.measure.inspect import KINDS, inspect_activations, inspect_params
 from tests import oracle
@@ -131,10 +131,12 @@ def test_the_tap_changes_nothing() -> None:
     params = init_params(CONFIG)
     state = mx.array(np.random.default_rng(3).integers(-127, 128, (2, 12)).astype(np.int8))
     seen: list[tuple[int, list[str]]] = []
-    tapped = forward(params, {}, 8, state, mx.array(65), lambda layer, /, **values: seen.append((layer, list(values))))
-    plain = forward(params, {}, 8, state, mx.array(65))
+    tapped = forward(
+        params, UNPERTURBED, state, mx.array(65), lambda layer, /, **values: seen.append((layer, list(values)))
+    )
+    plain = forward(params, UNPERTURBED, state, mx.array(65))
     assert all(np.array_equal(np.array(a), np.array(b)) for a, b in zip(tapped, plain, strict=True))
-    in_layer = ["x", "y", "f", "c", "h", "r", "z", "hidden"]
+    in_layer = ["x", "y", "last", "f", "g", "c", "h", "r", "z", "hidden"]
     assert seen == [(0, in_layer), (1, in_layer), (2, ["x", "y", "logits"])]
 
 
