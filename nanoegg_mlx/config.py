@@ -34,6 +34,7 @@ def _field(
     choices: tuple[str, ...] | None = None,
     may_change: bool = False,
     per_rank: bool = False,
+    only_with: Literal["weights", "activations"] | None = None,
 ) -> Any:
     """A dataclass field with its TOML table, help text and rules.
 
@@ -41,6 +42,7 @@ def _field(
         low, high, above: bounds; `above` excludes its value, the others include it.
         may_change: a resumed run may have another value, since the field does not decide the results.
         per_rank: the ranks of a job may have different values; the run records rank 0's.
+        only_with: value of `perturb` that the field belongs to; with another one it must have its default.
     """
     return dataclasses.field(
         default=default,
@@ -54,6 +56,7 @@ def _field(
             "choices": choices,
             "may_change": may_change,
             "per_rank": per_rank,
+            "only_with": only_with,
         },
     )
 
@@ -76,7 +79,7 @@ class Config:
         even=True,
     )
     group_size: int = _field("evolution", 2, "consecutive members that read the same lane of text", low=2, even=True)
-    rank: int = _field("evolution", 1, "rank of a matrix's perturbation", low=1, high=4096)
+    rank: int = _field("evolution", 1, "rank of a matrix's perturbation", low=1, high=4096, only_with="weights")
     num_perturbations: int = _field(
         "evolution",
         0,
@@ -84,9 +87,12 @@ class Config:
         low=0,
         high=2**30,
         even=True,
+        only_with="weights",
     )
-    noise_reuse: int = _field("evolution", 1, "epochs that share one draw of the noise (0: all of them)", low=0)
-    sigma_shift: int = _field("evolution", 4, "the noise scale is 2^-sigma_shift", low=-4, high=27)
+    noise_reuse: int = _field(
+        "evolution", 1, "epochs that share one draw of the noise (0: all of them)", low=0, only_with="weights"
+    )
+    sigma_shift: int = _field("evolution", 4, "the noise scale is 2^-sigma_shift", low=-4, high=27, only_with="weights")
     alpha: float = _field(
         "evolution",
         4.0,
@@ -96,11 +102,45 @@ class Config:
         high=64,
     )
     alpha_decay_timestep: int = _field("evolution", 1000, "epochs until a decaying alpha has reached 2^-alpha", low=1)
-    use_clt: bool = _field("evolution", True, "vote with the perturbations themselves (false: with their signs)")
+    use_clt: bool = _field(
+        "evolution", True, "vote with the perturbations themselves (false: with their signs)", only_with="weights"
+    )
     fast_fitness: bool = _field(
         "evolution",
         True,
         "a pair's fitness is the sign of its difference (false: normalised by the rms)",
+        only_with="weights",
+    )
+
+    perturb: str = _field(
+        "evolution",
+        "weights",
+        "perturbed quantity: weights (the reference) or activations (docs/activations.md)",
+        choices=("weights", "activations"),
+    )
+    nudge: int = _field("evolution", 2, "size of an activation's nudge", low=1, high=64, only_with="activations")
+    head_nudge: int = _field(
+        "evolution",
+        4,
+        "size of a logit's nudge, with head_rule = perturb",
+        low=1,
+        high=64,
+        only_with="activations",
+    )
+    credit_decay: int = _field(
+        "evolution",
+        12,
+        "discount of later score differences a token, in sixteenths",
+        low=0,
+        high=15,
+        only_with="activations",
+    )
+    head_rule: str = _field(
+        "evolution",
+        "error",
+        "learning of the head: from its own error, or perturbed like the other nodes",
+        choices=("error", "perturb"),
+        only_with="activations",
     )
 
     tokens_per_update: int = _field("data", 100, "bytes that each member reads in an epoch", low=1)
@@ -183,6 +223,13 @@ class Config:
             raise InputError(
                 f"population is {self.population}; it must be a multiple of group_size = {self.group_size}."
             )
+        for field in dataclasses.fields(self):
+            needed, value = field.metadata["only_with"], getattr(self, field.name)
+            if needed not in (None, self.perturb) and value != field.default:
+                raise InputError(
+                    f"{field.name} is {value!r}; it must be {field.default!r} with perturb = {self.perturb!r}, since "
+                    f"it belongs to perturb = {needed!r}."
+                )
         if not self.name or Path(self.name).name != self.name or self.name in {".", ".."}:
             raise InputError(f"name is {self.name!r}; it must be a folder's name without slashes.")
 

@@ -90,5 +90,15 @@ def log2_steps(largest: int) -> list[int]:
         steps.append(step)
 
 
+def pow2_table() -> list[int]:
+    """POW2[k] = round(8192 * 2^(-k/16)) for k in 0..255, ties to even (docs/activations.md).
+
+    root is floor(2 * 8192 * 2^(-k/16)). The only tie, 1/2 at k = 224, rounds to 0.
+    """
+    roots = [_root16(1 << (14 * 16 - k)) if k <= 14 * 16 else 0 for k in range(256)]
+    return [(root + 1) // 2 if k != 224 else 0 for k, root in enumerate(roots)]
+
+
 EXP2 = exp2_table()
+POW2 = pow2_table()
 LOG2_STEPS = log2_steps(256 * EXP2[-1])

@@ -1,4 +1,4 @@
-"""Engines carry out the hot calls: score, logits, votes and update. All give the same bits. Chosen here only."""
+"""Engines carry out the hot calls: score, logits, nudge, votes, update. All give the same bits. Chosen here only."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import mlx.core as mx
 import numpy as np
 
 from nanoegg_mlx.config import Config
+from nanoegg_mlx.core.activations import Nudged
 from nanoegg_mlx.core.params import Params
 from nanoegg_mlx.core.score import Scored
 from nanoegg_mlx.engines.mlx import MLXEngine
@@ -15,7 +16,7 @@ from nanoegg_mlx.errors import InputError
 
 
 class Engine(Protocol):
-    """Four functions and a name."""
+    """Five functions and a name."""
 
     name: str
 
@@ -54,6 +55,23 @@ class Engine(Protocol):
 
         Returns:
             Logits (N, T, V) int8, and the new states.
+        """
+        ...
+
+    def nudge(
+        self, params: Params, members: range, epoch: int, inputs: np.ndarray, targets: np.ndarray, states: np.ndarray
+    ) -> Nudged:
+        """Scores each member on its tokens under nudged activations, and sums its pairs' votes.
+
+        Args:
+            params: leaf name -> int8 array.
+            members: consecutive members, starting at an even one and ending after an odd one.
+            epoch: selects the coins.
+            inputs, targets: (len(members) // 2, tokens_per_update) uint8, one row a pair.
+            states: (len(members), L, D) int8.
+
+        Returns:
+            Scores, new states, and the votes with their variances. The arguments are not changed.
         """
         ...
 

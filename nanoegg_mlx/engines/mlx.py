@@ -13,6 +13,8 @@ import mlx.core as mx
 import numpy as np
 
 from nanoegg_mlx.config import Config
+from nanoegg_mlx.core.activations import Moments, Nudged, Token, add_moments, moments, pair_step
+from nanoegg_mlx.core.coins import coin_key
 from nanoegg_mlx.core.noise import Noise, leaf_bases, member_noise, noise_pair, pair_noise
 from nanoegg_mlx.core.params import Params, leaves
 from nanoegg_mlx.core.score import Scored, code_lengths, resident_weights, score_tokens
@@ -92,6 +94,35 @@ class MLXEngine:
             new_states[part] = np.array(state)
         return logits, new_states
 
+    def nudge(
+        self, params: Params, members: range, epoch: int, inputs: np.ndarray, targets: np.ndarray, states: np.ndarray
+    ) -> Nudged:
+        weights = resident_weights(params)
+        T = inputs.shape[1]
+        scores = np.zeros(len(members), np.int64)
+        new_states = np.empty_like(states)
+        epoch_key, step = coin_key(self.config, epoch), pair_step(self.config)
+        sums: Moments | None = None
+        for part in spans(len(members) // 2, pairs_per_chunk(self.config)):
+            pairs = mx.arange(members.start // 2 + part.start, members.start // 2 + part.stop, dtype=mx.uint64)
+            own = slice(2 * part.start, 2 * part.stop)
+            state = mx.array(states[own]).reshape(-1, 2, *states.shape[1:])
+            read, follow = mx.array(inputs[part]), mx.array(targets[part])
+            tokens: list[Token] = []
+            for t in range(T):
+                now = mx.array(t, dtype=mx.uint64)
+                token, state = step(weights, epoch_key, pairs, now, state, read[:, t], follow[:, t])
+                tokens.append(token)
+                if (t + 1) % self._window(2 * len(pairs)) == 0:
+                    mx.eval(token, state)
+            some = moments(tokens, read, self.config)
+            sums = some if sums is None else add_moments(sums, some)
+            total = sum((token.scores for token in tokens), mx.zeros((len(pairs), 2), dtype=mx.int32))
+            mx.eval(sums, state, total)
+            scores[own], new_states[own] = np.array(total).reshape(-1), np.array(state).reshape(-1, *states.shape[1:])
+        assert sums is not None
+        return Nudged(scores, new_states, sums)
+
     def update(self, params: Params, fitness: np.ndarray, epoch: int) -> Params:
         return step(params, self.votes(params, fitness, range(self.config.pairs), epoch), self.config, epoch)
 
@@ -120,6 +151,15 @@ def spans(size: int, width: int) -> Iterator[slice]:
     """Consecutive slices of at most `width` that cover range(size)."""
     for start in range(0, size, width):
         yield slice(start, min(start + width, size))
+
+
+def pairs_per_chunk(config: Config) -> int:
+    """A number of pairs whose coins and inputs fit in the chunk's budget, as int32 for all tokens."""
+    if config.chunk:
+        return max(config.chunk // 2, 1)
+    per_layer = 7 * config.n_embd + 8 * config.n_embd
+    per_token = 4 * (config.n_layer * per_layer + 2 * config.n_embd + 2 * config.vocab_size)
+    return max(1, _CHUNK_BYTES // (3 * per_token * config.tokens_per_update))
 
 
 def members_per_chunk(config: Config) -> int:

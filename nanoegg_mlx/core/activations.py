@@ -1,0 +1,298 @@
+"""Learning from nudged activations: scores of tokens -> credit -> votes Z and their variances S -> step.
+
+docs/activations.md is the exact contract. Each token's score difference between the two members of a pair is credited
+to the coins that nudged the pair at that token. A vote is the sum, over pairs and tokens, of credit times coin times
+the input of the weight. Since the coins are fair, S is the variance of Z if scores were unrelated to the coins; an
+entry moves where the Z-test finds that they are related. All sums are exact integers, and add up over chunks and ranks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import NamedTuple
+
+import mlx.core as mx
+import numpy as np
+
+from nanoegg_mlx.config import Config
+from nanoegg_mlx.core.coins import Coins, NodeKey, NudgedActivations, coins, nodes
+from nanoegg_mlx.core.fixed_point import EXP2, LOG2_STEPS, MAX_INT8, POW2, clip, exact_matmul
+from nanoegg_mlx.core.model import Tap, forward
+from nanoegg_mlx.core.params import Leaf, Params, leaves
+from nanoegg_mlx.core.score import log_likelihood
+from nanoegg_mlx.core.update import threshold_at
+
+MATRICES = (
+    ("blocks.att.Wf", "f", "y"),
+    ("blocks.att.Uf", "f", "last"),
+    ("blocks.att.Wh", "c", "y"),
+    ("blocks.att.Uh", "c", "g"),
+    ("blocks.mlp.0.weight", "a", "z"),
+    ("blocks.mlp.1.weight", "b", "hidden"),
+)
+"""The layers' matrices: leaf, node of its output, input (by its name in `model.forward`)."""
+BIASES = (("blocks.att.bf", "f"), ("blocks.att.bh", "c"))
+_ERROR_ONE = 8192
+"""1.0 in the head's errors."""
+_ROWS = 1 << 16
+"""Pairs times tokens summed at a time: their products stay in int32."""
+
+
+class Moments(NamedTuple):
+    """Sums over pairs and tokens; int64, by leaf. Added over chunks and ranks they are those of the population."""
+
+    Z: dict[str, mx.array]
+    """Votes, of the leaf's shape."""
+    S: dict[str, mx.array]
+    """Variances of Z: (L, n) or (n,) for a matrix, one for each input; (L,) for a bias; (V,) for the embedding, one for
+    each row. For the head by error under `head.E` (V,) and `head.Y` (D,)."""
+
+
+class Nudged(NamedTuple):
+    """Results of members that read their tokens under nudged activations."""
+
+    scores: np.ndarray
+    """(N,) int64, sums of log-likelihoods in sixteenths of a bit."""
+    states: np.ndarray
+    """(N, L, D) int8, after the last token."""
+    sums: Moments
+    """Of these members' pairs."""
+
+
+class Token(NamedTuple):
+    """Results of one pair at one token; leading axes P, T for many."""
+
+    scores: mx.array
+    """(2,) int32, of the even and the odd member."""
+    xi: Coins
+    inputs: dict[NodeKey, mx.array]
+    """X: mean of the pair's activations, by name and layer; int32."""
+    error: mx.array
+    """(V,) int32, mean of the pair's head errors."""
+
+
+def head_error(logits: mx.array, target: mx.array) -> mx.array:
+    """8192 [o = target] - POW2[min(max(-q[o], 0), 255)], q[o] the score that byte o would have had.
+
+    Args:
+        logits: (V,) int32 in [-127, 127].
+        target: integer scalar in [0, V).
+
+    Returns:
+        (V,) int32.
+    """
+    l = logits + 128
+    total = mx.sum(mx.take(mx.array(EXP2, dtype=mx.int32), l))
+    log2 = mx.sum((mx.array(LOG2_STEPS, dtype=mx.int32) <= total).astype(mx.int32))
+    likelihood = mx.take(mx.array(POW2, dtype=mx.int32), mx.clip(log2 - l, 0, 255))
+    return _ERROR_ONE * (mx.arange(l.shape[0]) == target).astype(mx.int32) - likelihood
+
+
+@cache
+def pair_step(config: Config) -> Callable[..., tuple[Token, mx.array]]:
+    """The compiled step of many pairs.
+
+    (params, epoch_key (2,), pairs (P,) uint64, t uint64, states (P, 2, L, D), tokens (P,), targets (P,)) ->
+    (Token with a leading axis P, states).
+    """
+
+    def one_pair(
+        params: Params, epoch_key: mx.array, pair: mx.array, t: mx.array, states: mx.array, token: mx.array,
+        target: mx.array,
+    ) -> tuple[Token, mx.array]:  # fmt: skip
+        xi = coins(config, epoch_key, pair, t)
+        members = []
+        for sign, state in ((1, states[0]), (-1, states[1])):
+            inputs: dict[NodeKey, mx.array] = {}
+
+            logits, new_state = forward(params, NudgedActivations(xi, sign, config), state, token, _keep(inputs))
+            members.append((log_likelihood(logits, target), inputs, head_error(logits, target), new_state))
+        (score, inputs, error, state), (odd_score, odd_inputs, odd_error, odd_state) = members
+        means = {name: (inputs[name] + odd_inputs[name]) >> 1 for name in inputs}
+        step = Token(mx.stack([score, odd_score]), xi, means, (error + odd_error) >> 1)
+        return step, mx.stack([state, odd_state])
+
+    return mx.compile(mx.vmap(one_pair, in_axes=(None, None, 0, None, 0, 0, 0)))
+
+
+_INPUTS = {name for _, _, name in MATRICES}
+
+
+def _keep(inputs: dict[NodeKey, mx.array]) -> Tap:
+    """A tap that keeps the inputs of matrices."""
+
+    def tap(layer: int, /, **activations: mx.array) -> None:
+        inputs.update({(name, layer): x for name, x in activations.items() if name in _INPUTS})
+
+    return tap
+
+
+def credit(d: mx.array, decay: int) -> mx.array:
+    """R[t] = d[t] + ((decay R[t+1]) >> 4), R[T] = 0: the score differences from each token on, discounted.
+
+    Args:
+        d: (P, T) int32, score differences.
+        decay: `credit_decay`, in sixteenths.
+
+    Returns:
+        (P, T) int32.
+    """
+    R: list[mx.array] = []
+    following = mx.zeros_like(d[:, 0])
+    for t in reversed(range(d.shape[1])):
+        following = d[:, t] + ((decay * following) >> 4)
+        R.append(following)
+    return mx.stack(R[::-1], axis=1)
+
+
+def moments(tokens: list[Token], inputs: mx.array, config: Config) -> Moments:
+    """The votes and variances of some pairs.
+
+    Args:
+        tokens: the T tokens' results, each with a leading axis P.
+        inputs: (P, T) uint8, the bytes read.
+    """
+    d = mx.stack([token.scores[:, 0] - token.scores[:, 1] for token in tokens], axis=1)
+    own, later = clip(d).reshape(-1), clip(credit(d, config.credit_decay)).reshape(-1)
+
+    def rows(values: list[mx.array]) -> mx.array:
+        """(P, ·) of each token -> (P T, ·)."""
+        return mx.flatten(mx.stack(values, axis=1), 0, 1)
+
+    xi = {node.key: rows([token.xi[node.key] for token in tokens]) for node in nodes(config)}
+    X = {name: rows([token.inputs[name] for token in tokens]) for name in tokens[0].inputs}
+    Z: dict[str, list[mx.array]] = {}
+    S: dict[str, list[mx.array]] = {}
+    for l in range(config.n_layer):
+        last = l == config.n_layer - 1
+        w = {name: own if last and name in ("a", "b") else later for name in ("f", "c", "a", "b")}
+        for leaf, node, name in MATRICES:
+            Z.setdefault(leaf, []).append(_products(w[node][:, None] * xi[node, l], X[name, l]))
+            S.setdefault(leaf, []).append(_squares(w[node][:, None] * X[name, l]))
+        for leaf, node in BIASES:
+            Z.setdefault(leaf, []).append(mx.sum((w[node][:, None] * xi[node, l]).astype(mx.int64), axis=0))
+            S.setdefault(leaf, []).append(_squares(w[node]))
+    result = Moments({leaf: mx.stack(z) for leaf, z in Z.items()}, {leaf: mx.stack(s) for leaf, s in S.items()})
+    byte = inputs.reshape(-1).astype(mx.int32)
+    result.Z["emb"] = _by_byte(later[:, None] * xi["emb", None], byte, config.vocab_size)
+    result.S["emb"] = _by_byte((later * later)[:, None], byte, config.vocab_size)[:, 0]
+    y = X["y", config.n_layer]
+    if config.head_rule == "perturb":
+        result.Z["head"] = _products(own[:, None] * xi["head", None], y)
+        result.S["head"] = _squares(own[:, None] * y)
+    else:
+        error = rows([token.error for token in tokens])
+        high = (error + 64) >> 7  # two digits: an int8 product each, and exact in float32
+        result.Z["head"] = _products(error - (high << 7), y) + (_products(high, y) << 7)
+        result.S["head.E"], result.S["head.Y"] = _squares(error), _squares(y)
+    return result
+
+
+def _products(a: mx.array, b: mx.array) -> mx.array:
+    """sum_k a[k] b[k]^T: (K, o) and (K, n) integers in [-127, 127] -> (o, n) int64."""
+    total = mx.zeros((a.shape[1], b.shape[1]), mx.int64)
+    for first in range(0, a.shape[0], _ROWS):
+        part = slice(first, first + _ROWS)
+        total = total + exact_matmul(a[part].T, b[part], MAX_INT8 * MAX_INT8).astype(mx.int64)
+    return total
+
+
+def _squares(a: mx.array) -> mx.array:
+    """sum_k a[k]^2: (K, ...) int32 -> (...) int64."""
+    return mx.sum(mx.square(a.astype(mx.int64)), axis=0)
+
+
+def _by_byte(a: mx.array, byte: mx.array, vocab_size: int) -> mx.array:
+    """Sums over the rows of each byte: (K, n) int32 and (K,) -> (V, n) int64."""
+    return mx.zeros((vocab_size, a.shape[1]), mx.int64).at[byte].add(a.astype(mx.int64))
+
+
+def add_moments(a: Moments, b: Moments) -> Moments:
+    """The moments of both."""
+    return Moments({n: a.Z[n] + b.Z[n] for n in a.Z}, {n: a.S[n] + b.S[n] for n in a.S})
+
+
+@dataclass(frozen=True)
+class Stepped:
+    """The parameters after an epoch, and the strength of its votes."""
+
+    params: Params
+    """Leaf name -> int8, clipped to [-127, 127], evaluated."""
+    signal: dict[str, float]
+    """Leaf name -> mean of Z^2 / S over its entries: 1 where the votes are pure noise, above 1 where they have a
+    signal."""
+
+
+def step(params: Params, sums: Moments, config: Config, epoch: int) -> Stepped:
+    """Moves each entry by sign(Z) where 16 |Z| >= threshold isqrt(S) and Z != 0.
+
+    Args:
+        params: leaf name -> int8 array; not changed. Norm weights stay at their initial value.
+        sums: of the whole population.
+    """
+    threshold = threshold_at(config, epoch)
+    moved, signal = dict(params), {}
+    for leaf in leaves(config):
+        if leaf.name in sums.Z:
+            bound, variance = _bound(sums, leaf, config, threshold)
+            moved[leaf.name], signal[leaf.name] = _move(params[leaf.name], sums.Z[leaf.name], bound, variance)
+    mx.eval(moved, signal)
+    return Stepped(moved, {name: float(np.array(value)) for name, value in signal.items()})
+
+
+@mx.compile
+def _move(parameter: mx.array, Z: mx.array, bound: mx.array, variance: mx.array) -> tuple[mx.array, mx.array]:
+    """The moved entries, int8, and the mean of Z^2 / variance over the entries that have a variance."""
+    direction = mx.where(mx.abs(Z) < bound, 0, mx.sign(Z)).astype(mx.int32)
+    ratio = mx.mean(Z.astype(mx.float32) ** 2 / mx.maximum(variance, 1.0))
+    share = mx.maximum(mx.mean((variance > 0).astype(mx.float32)), 1e-9)
+    return clip(parameter.astype(mx.int32) + direction).astype(mx.int8), ratio / share
+
+
+def _bound(sums: Moments, leaf: Leaf, config: Config, threshold: int) -> tuple[mx.array, mx.array]:
+    """The least |Z| that moves an entry, int64, and the variance of Z, float32; both broadcast against Z."""
+    if leaf.name == "head" and config.head_rule == "error":
+        # Python's integers: the products could overflow int64.
+        E, Y = _values(sums.S["head.E"]), _values(sums.S["head.Y"])
+        count = config.pairs * config.tokens_per_update
+        divisor = 16 * math.isqrt(count)
+        roots = [math.isqrt(y) for y in Y]
+        bound = mx.array([[-(-threshold * math.isqrt(e) * y // divisor) for y in roots] for e in E], dtype=mx.int64)
+        variance = mx.array(E, dtype=mx.float32)[:, None] * mx.array(Y, dtype=mx.float32) / count
+    else:
+        S = sums.S[leaf.name]
+        roots = [math.isqrt(value) for value in _values(S)]
+        bound = mx.array([-(-threshold * root // 16) for root in roots], dtype=mx.int64).reshape(S.shape)
+        # S has an entry for each input of a matrix, but for each row of the embedding and each layer of a bias.
+        axis = -2 if leaf.kind == "matrix" and leaf.name != "emb" else -1
+        bound, variance = mx.expand_dims(bound, axis), mx.expand_dims(S.astype(mx.float32), axis)
+    return bound, variance
+
+
+def _values(sums: mx.array) -> list[int]:
+    return [int(value) for value in np.array(sums).reshape(-1)]
+
+
+def credit_rms(sums: Moments, config: Config) -> float:
+    """The root mean square of the discounted credit R, clipped, in sixteenths of a bit."""
+    return math.sqrt(_values(sums.S["blocks.att.bf"])[0] / (config.pairs * config.tokens_per_update))
+
+
+def flatten(sums: Moments) -> mx.array:
+    """All sums in one (entries,) int64 array, for adding them over ranks."""
+    return mx.concatenate([value.reshape(-1) for part in sums for value in part.values()])
+
+
+def unflatten(flat: mx.array, like: Moments) -> Moments:
+    """The inverse of `flatten`, with the names and shapes of `like`."""
+    parts, first = [], 0
+    for part in like:
+        named = {}
+        for name, value in part.items():
+            named[name] = flat[first : first + value.size].reshape(value.shape)
+            first += value.size
+        parts.append(named)
+    return Moments(*parts)
