@@ -7,7 +7,7 @@ import pytest
 
 from nanoegg_mlx import Trainer, init_params, validate
 from nanoegg_mlx.core.params import leaf_keys
-from tests.traces import ENGINES, NAMES, Trace, sha256
+from tests.traces import ENGINES, NAMES, NUDGED_NAMES, Trace, sha256
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -34,13 +34,33 @@ def test_trace(name: str, engine: str) -> None:
         assert sha256(*trainer.params.values()) == trace.meta["params_sha256"][epoch]
         assert sha256(trainer.states) == trace.meta["states_sha256"][epoch]
 
+    if "final_states" in trace.arrays:
+        assert np.array_equal(np.array(trainer.states), trace.arrays["final_states"])
+
+    assert_end(trace, trainer)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("name", NUDGED_NAMES)
+def test_trace_of_nudged_activations(name: str, engine: str) -> None:
+    trace = Trace(name)
+    trainer = Trainer(trace.config.replace(engine=engine), trace.train_tokens)
+    for epoch in range(trace.epochs):
+        result = trainer.step()
+        assert result.threshold == trace.meta["thresholds"][epoch]
+        assert np.array_equal(result.scores, trace.arrays["scores"][epoch])
+        assert result.fitness.shape == (0,)
+        assert sha256(*trainer.params.values()) == trace.meta["params_sha256"][epoch]
+        assert sha256(trainer.states) == trace.meta["states_sha256"][epoch]
+    assert_end(trace, trainer)
+
+
+def assert_end(trace: Trace, trainer: Trainer) -> None:
+    """The final parameters and the validation are the recorded ones."""
     final = {leaf: sha256(value) for leaf, value in trainer.params.items()}
     assert final == trace.meta["final_sha256"]
     for leaf in [key for key in trace.arrays if key.startswith("final/")]:
         assert np.array_equal(np.array(trainer.params[leaf[6:]]), trace.arrays[leaf])
-    if "final_states" in trace.arrays:
-        assert np.array_equal(np.array(trainer.states), trace.arrays["final_states"])
-
-    scores, bits_per_byte = validate(trainer.params, trace.valid_tokens, config)
+    scores, bits_per_byte = validate(trainer.params, trace.valid_tokens, trainer.config)
     assert np.array_equal(scores, trace.arrays["valid_scores"])
     assert bits_per_byte == trace.meta["valid_bpb"]

@@ -115,7 +115,7 @@ def test_chunks_do_not_show(chunk: int, changes: dict[str, Any]) -> None:
 
 def test_spans_of_members_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     """A population whose tokens are gathered two members at a time, from lanes that six members share."""
-    monkeypatch.setattr("nanoegg_mlx.training.trainer._SPAN_BYTES", 1)
+    monkeypatch.setattr("nanoegg_mlx.training.estimators._SPAN_BYTES", 1)
     config = Config(**{**TINY, "population": 12, "group_size": 6})
     tokens = text(config, 60, 7)
     assert_same_run(Trainer(config, tokens), Oracle(config, tokens), 2)

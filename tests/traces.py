@@ -16,6 +16,7 @@ from nanoegg_mlx.engines import native_problem
 GOLDEN = Path(__file__).parent / "golden"
 ENGINES = ["mlx"] if native_problem() else ["mlx", "cpu"]
 NAMES = ["small", "default", "limited", "odd", "rank3", "reuse0", "reuse3", "signs"]
+NUDGED_NAMES = ["act_small", "act_own_token", "act_perturbed_head", "act_deep"]
 
 
 @cache

@@ -1,7 +1,8 @@
 """Data that the ranks of a job exchange in an epoch, and its wire formats.
 
 All noise is a function of the seed, so an epoch needs little: each rank sends the fitness of its own pairs (one sign a
-pair), and every rank then makes the same update. Beside them travel the statistics of the scores, a flag (a signal that
+pair), and every rank then makes the same update. With nudged activations the votes themselves are summed over the
+ranks. Beside them travel the statistics of the scores, a flag (a signal that
 the rank received) and the duration of its last update. One process alone exchanges nothing.
 """
 
@@ -10,12 +11,14 @@ from __future__ import annotations
 import struct
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import mlx.core as mx
 import numpy as np
 
 from nanoegg_mlx.config import Config
+from nanoegg_mlx.core import activations
+from nanoegg_mlx.core.activations import Moments
 from nanoegg_mlx.core.params import Params, leaves, split_leaves
 from nanoegg_mlx.core.update import differences, fitness, fitness_of, step
 from nanoegg_mlx.engines import Engine
@@ -30,12 +33,15 @@ _HEAD = struct.Struct(f"<Bd{score_stats.SIZE}s")
 fitness log) or differences (int32) of its pairs follow."""
 
 
+_NO_FITNESS = np.zeros(0, np.int8)
+
+
 @dataclass(frozen=True)
 class Gathered:
     """Fitness of all pairs and statistics of all scores, the same on every rank."""
 
     fitness: np.ndarray
-    """(N/2,) int8, each pair's."""
+    """(N/2,) int8, each pair's; (0,) with perturb = "activations"."""
     scores: ScoreStats
     flags: tuple[int, ...]
     """Each rank's flag."""
@@ -69,25 +75,34 @@ class Exchange:
         Raises:
             JobError: a rank is lost.
         """
-        config, world = self._config, self._world
-        if world.size == 1:
-            return Gathered(fitness(scores, config.fast_fitness), ScoreStats.of(scores), (flag(),), 0.0)
+        fast = self._config.fast_fitness
+        if self._world.size == 1:
+            return Gathered(fitness(scores, fast), ScoreStats.of(scores), (flag(),), 0.0)
+        gathered, bodies = self._gather(
+            scores, _pack(scores, fast), _body_bytes(max(self._counts), fast), epoch, flag, expected
+        )
+        return replace(gathered, fitness=_unpack(bodies, self._counts, fast))
+
+    def gather_scores(self, scores: np.ndarray, epoch: int, flag: Callable[[], int], expected: float) -> Gathered:
+        """The same without fitness, for nudged activations, whose votes are summed instead."""
+        if self._world.size == 1:
+            return Gathered(_NO_FITNESS, ScoreStats.of(scores), (flag(),), 0.0)
+        return self._gather(scores, b"", 0, epoch, flag, expected)[0]
+
+    def _gather(
+        self, scores: np.ndarray, body: bytes, width: int, epoch: int, flag: Callable[[], int], expected: float
+    ) -> tuple[Gathered, list[np.ndarray]]:
+        """The heads of all ranks' messages, and their bodies of `width` bytes."""
         head = _HEAD.pack(flag(), self._update_seconds, ScoreStats.of(scores).pack())
-        body = _pack(scores, config.fast_fitness)
-        width = _body_bytes(max(self._counts), config.fast_fitness)
         message = np.frombuffer((head + body).ljust(_HEAD.size + width, b"\0"), np.uint8)
         started = time.perf_counter()
-        rows = world.gather(message, f"the fitness of epoch {epoch}", expected=expected)
+        rows = self._world.gather(message, f"the fitness of epoch {epoch}", expected=expected)
         seconds = time.perf_counter() - started
         heads = [_HEAD.unpack(row[: _HEAD.size].tobytes()) for row in rows]
-        bodies = [row[_HEAD.size :] for row in rows]
         self._choice.record(max(head[1] for head in heads))
-        return Gathered(
-            fitness=_unpack(bodies, self._counts, config.fast_fitness),
-            scores=ScoreStats.sum(ScoreStats.unpack(head[2]) for head in heads),
-            flags=tuple(head[0] for head in heads),
-            seconds=seconds,
-        )
+        stats = ScoreStats.sum(ScoreStats.unpack(head[2]) for head in heads)
+        gathered = Gathered(_NO_FITNESS, stats, tuple(head[0] for head in heads), seconds)
+        return gathered, [row[_HEAD.size :] for row in rows]
 
     def update(self, engine: Engine, params: Params, pair_fitness: np.ndarray, epoch: int) -> Params:
         """The parameters after an epoch, the same bits on every rank.
@@ -125,6 +140,16 @@ class Exchange:
                 flat = flat.astype(mx.int32)
         flat = world.sum(flat, f"the votes of epoch {epoch}", expected=seconds)
         return step(params, split_leaves(flat, config), config, epoch)
+
+    def sum_votes(self, sums: Moments, epoch: int) -> Moments:
+        """The votes and variances of the whole population, from those of this rank's pairs."""
+        if self._world.size == 1:
+            return sums
+        started = time.perf_counter()
+        flat = activations.flatten(sums)
+        mx.eval(flat)
+        seconds = time.perf_counter() - started
+        return activations.unflatten(self._world.sum(flat, f"the votes of epoch {epoch}", expected=seconds), sums)
 
 
 class UpdateChoice:

@@ -6,7 +6,7 @@ from its fitness alone.
     kind C  payload: the number of the next epoch (4 bytes) and the config, as TOML text, of that epoch and the
             following ones. The first frame is of this kind.
     kind E  payload: the epoch's number (4 bytes), then its fitness: with `fast_fitness` five pairs a byte in base 3
-            (fitness + 1, first pair lowest), else one signed byte a pair
+            (fitness + 1, first pair lowest), else one signed byte a pair; with nudged activations nothing
 
 An epoch of population 1024 takes 116 bytes. The file only grows. A crash can leave an incomplete frame at its end:
 readers stop before it, a resumed run truncates it.
@@ -43,7 +43,7 @@ class LoggedEpoch:
     config: Config
     """The config of this epoch."""
     fitness: np.ndarray
-    """(N/2,) int8, each pair's."""
+    """(N/2,) int8, each pair's; (0,) with perturb = "activations"."""
 
 
 def pack_fitness(fitness: np.ndarray, fast: bool) -> bytes:
@@ -93,8 +93,8 @@ def read_fitness_log(path: Path) -> Iterator[LoggedEpoch]:
     """
     for epoch, config, payload, _ in _frames(path):
         if payload is not None:
-            packed = payload[_WORD.size :]
-            yield LoggedEpoch(epoch, config, unpack_fitness(packed, config.pairs, config.fast_fitness))
+            pairs = config.pairs if config.perturb == "weights" else 0
+            yield LoggedEpoch(epoch, config, unpack_fitness(payload[_WORD.size :], pairs, config.fast_fitness))
 
 
 def start_fitness_log(path: Path, config: Config, epoch: int = 0) -> AppendOnly:

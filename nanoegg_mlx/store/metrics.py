@@ -15,7 +15,13 @@ validation only, belongs to the initial parameters. Every line has
     validation, validation_exact              bits per byte: the reference's figure and the exact one, or null
     seconds, rss_mb                           training time up to here; resident memory in MiB
 
-and after a validation
+with perturb = "activations" also
+
+    moved, signal                             by leaf: share of entries that the update changed; mean of Z^2 / S, 1 for
+                                              votes of pure noise
+    credit_rms                                root mean square of the tokens' credit, in sixteenths of a bit
+
+and there `ties` is null; and after a validation
 
     weights                                   53 counts of all matrix entries by value: -127 alone, -126 to -123, then
                                               49 bins five wide from -122 to 122, 123 to 126, and 127 alone

@@ -35,6 +35,11 @@ def replay(fitness_log: Path, engine: str = "auto", threads: int = 0) -> Iterato
             params = init_params(logged.config)
         if updater is None or logged.config != config:
             config = logged.config
+            if config.perturb != "weights":
+                raise InputError(
+                    f"Epoch {logged.epoch} of {fitness_log} has perturb = {config.perturb!r}; it must be 'weights' for "
+                    "a replay, since a run of nudged activations is rebuilt from its checkpoints, not from votes."
+                )
             updater = make_engine(config.replace(engine=engine, threads=threads))
         params = updater.update(params, logged.fitness, logged.epoch)
         yield logged.epoch + 1, config, params

@@ -1,17 +1,14 @@
-"""Training, one epoch at a time: score -> fitness -> update (spec section 7).
+"""Training, one epoch at a time (estimators.py computes it).
 
 An epoch is a transaction: parameters, states and the epoch number change together at its end, so an interrupt in the
 middle of one leaves the trainer as it was before it. Validation, metrics and checkpoints are the caller's.
-
-In a job of several processes each rank scores the members of its share of the lanes; `ranks/exchange.py` makes the
-fitness of all pairs out of it.
 """
 
 from __future__ import annotations
 
-import time
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import mlx.core as mx
@@ -20,16 +17,12 @@ import numpy as np
 from nanoegg_mlx.config import Config
 from nanoegg_mlx.core.params import Params, check_params, init_params, leaves
 from nanoegg_mlx.core.update import alpha_at, threshold_at
-from nanoegg_mlx.engines import make_engine
 from nanoegg_mlx.errors import InputError
-from nanoegg_mlx.ranks.exchange import Exchange
-from nanoegg_mlx.ranks.partition import gather_states, members_of
+from nanoegg_mlx.ranks.partition import gather_states
 from nanoegg_mlx.ranks.score_stats import ScoreStats
 from nanoegg_mlx.ranks.world import World
 from nanoegg_mlx.store.tokens import Lanes
-
-_SPAN_BYTES = 32 << 20
-"""Tokens and new states handed to the engine at a time: bounds the memory of a large population beside its states."""
+from nanoegg_mlx.training.estimators import make_estimator
 
 
 @dataclass(frozen=True)
@@ -44,12 +37,12 @@ class EpochResult:
     score_stats: ScoreStats
     """Of the scores of all members."""
     fitness: np.ndarray
-    """(N/2,) int8, each pair's."""
+    """(N/2,) int8, each pair's; (0,) with perturb = "activations"."""
     alpha: float
     threshold: int
     """Of the Z-test, in sixteenths of a standard deviation."""
     moved: dict[str, float]
-    """Share of entries that the update changed, under `matrix` and `vector`."""
+    """Share of entries that the update changed, by leaf and under `matrix` and `vector`."""
     tokens: int
     """Tokens that the population read, N T."""
     generate_seconds: float
@@ -58,6 +51,10 @@ class EpochResult:
     update_seconds: float
     sharded: bool = False
     """Whether each rank summed the votes of its own pairs only."""
+    signal: dict[str, float] = field(default_factory=dict)
+    """With perturb = "activations": mean of Z^2 / S by leaf, 1 for pure noise."""
+    credit_rms: float | None = None
+    """With perturb = "activations": of the tokens' credit, in sixteenths of a bit."""
 
     @property
     def losses(self) -> np.ndarray:
@@ -92,12 +89,12 @@ class EpochResult:
 
     def figures(self) -> dict[str, Any]:
         """The epoch's figures under the names that they have in metrics.jsonl (store/metrics.py describes them)."""
-        return {
+        figures: dict[str, Any] = {
             "loss_mean": self.loss_mean,
             "loss_min": self.loss_min,
             "loss_max": self.loss_max,
             "loss_std": self.loss_std,
-            "ties": float(np.mean(self.fitness == 0)),
+            "ties": float(np.mean(self.fitness == 0)) if len(self.fitness) else None,
             "moved_matrix": self.moved["matrix"],
             "moved_vector": self.moved["vector"],
             "alpha": self.alpha,
@@ -108,6 +105,13 @@ class EpochResult:
             "exchange_seconds": self.exchange_seconds,
             "sharded": self.sharded,
         }
+        if self.signal:
+            figures |= {
+                "moved": {name: self.moved[name] for name in self.signal},
+                "signal": self.signal,
+                "credit_rms": self.credit_rms,
+            }
+        return figures
 
 
 @dataclass(frozen=True)
@@ -153,7 +157,8 @@ class Trainer:
         self.config = config
         self.world = world = World() if world is None else world
         self.lanes = Lanes(train_tokens, config)
-        self.members = members_of(config, world)
+        self._estimator = make_estimator(config, self.lanes, world)
+        self.members, self.engine = self._estimator.members, self._estimator.engine
         self.params = init_params(config) if params is None else params
         check_params(self.params, config)
         shape = (len(self.members), config.n_layer, config.n_embd)
@@ -164,8 +169,6 @@ class Trainer:
                 f"population, n_layer and n_embd it must be int8 of shape {shape}."
             )
         self.epoch = epoch
-        self.engine = make_engine(config.replace(threads=world.threads(config.threads)))
-        self._exchange = Exchange(config, world)
 
     @property
     def states(self) -> mx.array:
@@ -188,56 +191,37 @@ class Trainer:
         Args:
             flag: called after the rank's members are scored; its result, 0 to 255, reaches all ranks with this epoch.
         """
-        started = time.perf_counter()
-        scores, states = self._score()
-        scored = time.perf_counter()
-        gathered = self._exchange.gather_fitness(scores, self.epoch, flag, expected=scored - started)
-        sharded = self._exchange.sharded
-        params = self._exchange.update(self.engine, self.params, gathered.fitness, self.epoch)
-        updated = time.perf_counter()
+        config = self.config
+        estimate = self._estimator.epoch(self.params, self._states, self.epoch, flag)
+        moved = moved_shares(config, self.params, estimate.params)
         result = EpochResult(
             epoch=self.epoch,
-            scores=scores,
-            score_stats=gathered.scores,
-            fitness=gathered.fitness,
-            alpha=alpha_at(self.config, self.epoch),
-            threshold=threshold_at(self.config, self.epoch),
-            moved=moved_shares(self.config, self.params, params),
-            tokens=self.config.population * self.config.tokens_per_update,
-            generate_seconds=scored - started,
-            exchange_seconds=gathered.seconds,
-            update_seconds=updated - scored - gathered.seconds,
-            sharded=sharded,
+            scores=estimate.scores,
+            score_stats=estimate.gathered.scores,
+            fitness=estimate.gathered.fitness,
+            alpha=alpha_at(config, self.epoch),
+            threshold=threshold_at(config, self.epoch),
+            moved=moved,
+            tokens=config.population * config.tokens_per_update,
+            generate_seconds=estimate.generate_seconds,
+            exchange_seconds=estimate.gathered.seconds,
+            update_seconds=estimate.update_seconds,
+            **estimate.figures,
         )
-        return Epoch(result, params, states, gathered.flags)
+        return Epoch(result, estimate.params, estimate.states, estimate.gathered.flags)
 
     def accept(self, epoch: Epoch) -> None:
         """Makes the result of `propose` the trainer's state."""
         self.params, self._states, self.epoch = epoch.params, epoch.states, epoch.result.epoch + 1
 
-    def _score(self) -> tuple[np.ndarray, np.ndarray]:
-        """Scores (members,) int32 and new states (members, L, D) int8 of this rank's members."""
-        config = self.config
-        inputs, targets = self.lanes.batch(self.epoch)
-        scores = np.empty(len(self.members), np.int32)
-        states = np.empty_like(self._states)
-        span = max(_SPAN_BYTES // (2 * config.tokens_per_update + config.n_layer * config.n_embd) // 2 * 2, 2)
-        for first in range(0, len(self.members), span):
-            part = slice(first, min(first + span, len(self.members)))
-            members = self.members[part]
-            lanes = np.arange(members.start, members.stop) // config.group
-            scored = self.engine.score(
-                self.params, members, self.epoch, inputs[lanes], targets[lanes], self._states[part]
-            )
-            scores[part], states[part] = scored.scores, scored.states
-        return scores, states
-
 
 def moved_shares(config: Config, before: Params, after: Params) -> dict[str, float]:
-    """The share of entries that differ, over all matrices and over all vectors."""
-    changed = {"matrix": 0, "vector": 0}
-    total = {"matrix": 0, "vector": 0}
+    """The share of entries that differ: by leaf, and over all leaves of each kind (`matrix`, `vector`)."""
+    changed: Counter[str] = Counter()
+    total: Counter[str] = Counter()
     for leaf in leaves(config):
-        changed[leaf.kind] += int(np.count_nonzero(np.array(before[leaf.name] != after[leaf.name])))
-        total[leaf.kind] += before[leaf.name].size
-    return {kind: changed[kind] / total[kind] for kind in total}
+        count = int(np.count_nonzero(np.array(before[leaf.name] != after[leaf.name])))
+        for name in (leaf.name, leaf.kind):
+            changed[name] += count
+            total[name] += before[leaf.name].size
+    return {name: changed[name] / total[name] for name in total}

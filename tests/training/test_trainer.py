@@ -65,7 +65,7 @@ def test_members_are_scored_in_any_portions(engine: str, monkeypatch: pytest.Mon
     for changes, span in (({"chunk": 2}, None), ({"chunk": 10, "threads": 3}, None), ({"threads": 1}, 70)):
         trainer = Trainer(config.replace(**changes), TEXT)
         if span:
-            monkeypatch.setattr("nanoegg_mlx.training.trainer._SPAN_BYTES", span)
+            monkeypatch.setattr("nanoegg_mlx.training.estimators._SPAN_BYTES", span)
         for scores in expected:
             assert np.array_equal(trainer.step().scores, scores)
         assert same(trainer.params, whole.params)
