@@ -5,15 +5,18 @@ from __future__ import annotations
 import io
 import math
 import os
+import pkgutil
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
 
+from nanoegg_mlx import eggroll
 from nanoegg_mlx.eggroll import EggRoll, claims, draw_keys, flat, shape_fitness
 from nanoegg_mlx.eggroll.claims import figures
 from nanoegg_mlx.eggroll.claims.cartpole import LIMITS, cartpole, mean_return, move, starts
@@ -30,6 +33,11 @@ from nanoegg_mlx.eggroll.claims.two_moons import two_moons
 from nanoegg_mlx.eggroll.claims.variance import update_variance
 
 NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "eggroll_claims.py"
+
+
+@pytest.mark.parametrize("package", [eggroll, claims], ids=["eggroll", "claims"])
+def test_no_exported_name_shadows_a_submodule(package: ModuleType) -> None:
+    assert not set(package.__all__) & {module.name for module in pkgutil.iter_modules(package.__path__)}
 
 
 def test_many_runs_at_once_are_the_optimiser() -> None:

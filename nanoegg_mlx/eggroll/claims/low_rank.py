@@ -115,7 +115,12 @@ class Measured:
     """Cosine of such an update and g."""
 
     def add(self, name: str, rank: int | None, value: float | np.floating) -> None:
+        """Appends a value to the list of a rank in the measurement called `name`."""
         getattr(self, name).setdefault(rank, []).append(float(value))
+
+    def sampling_error(self, rank: int | None) -> float:
+        """Standard error of the sampled bias against the exact one."""
+        return Spread.of(np.subtract(self.found[rank], self.predicted[rank])).error
 
 
 def cosine(a: np.ndarray, b: np.ndarray) -> float:
@@ -160,7 +165,7 @@ def row(measured: Measured, rank: int | None, pairs: int, population: int) -> di
     checked = "-"
     if rank in measured.found:
         found, predicted = measured.found[rank], measured.predicted[rank]
-        error = Spread.of(np.subtract(found, predicted)).error
+        error = measured.sampling_error(rank)
         checked = f"{np.mean(predicted):.4f} / {np.mean(found):.4f} ± {error:.4f} (s.e.)"
     return {
         "rank": rank_name(rank),
@@ -220,13 +225,7 @@ def low_rank(
             "ranks": list(ranks),
             "bias": [relative[rank] for rank in ranks],
             "slope": fitted.mean,
-            "sampled": {
-                rank: (
-                    np.mean(measured.found[rank]),
-                    Spread.of(np.subtract(measured.found[rank], measured.predicted[rank])).error,
-                )
-                for rank in sampled
-            },
+            "sampled": {rank: (np.mean(measured.found[rank]), measured.sampling_error(rank)) for rank in sampled},
             "noise": [np.mean(noise[rank]) for rank in ranks],
             "population": population,
         },

@@ -49,6 +49,31 @@ def largest_stable(stable: np.ndarray, rates: Sequence[float]) -> list[float]:
     return limits
 
 
+def verdict(
+    shares: dict[tuple[str, float], float], evolved: Sequence[str], conditions: Sequence[float]
+) -> tuple[str, bool]:
+    """The sentence about the limits, and whether the claim holds.
+
+    Args:
+        shares: (method, condition) -> largest stable rate, as a share of SGD's.
+        evolved: the methods but SGD, by growing population.
+    """
+    first, last = conditions[0], conditions[-1]
+    measured = "the limits, as a share of SGD's, are " + ", ".join(
+        f"{shares[(name, first)]:.2f} (condition {first:g}) to {shares[(name, last)]:.2f} (condition {last:g}) for "
+        f"{name}"
+        for name in evolved
+    )
+    below = max(shares[(name, condition)] for name in evolved for condition in conditions) <= 1
+    grows = all(
+        shares[(small, condition)] <= shares[(large, condition)]
+        for small, large in pairwise(evolved)
+        for condition in conditions
+    )
+    survives = all(shares[(name, first)] <= shares[(name, last)] for name in evolved)
+    return measured, bool(below and grows and survives)
+
+
 def stability(
     seeds: int = 10,
     steps: int = 100,
@@ -85,25 +110,14 @@ def stability(
                     "best loss, of the initial one": float(best),
                 }
             )
-    evolved = list(methods)[1:]
-    first, last = conditions[0], conditions[-1]
-    grows = all(shares[(small, c)] <= shares[(large, c)] for small, large in pairwise(evolved) for c in conditions)
+    measured, holds = verdict(shares, list(methods)[1:], conditions)
     return Result(
         title="Ill-conditioned quadratics: where ES and SGD are stable",
         rows=rows,
         claim="The expectation is that ES is stable up to smaller rates than SGD, that the region grows with the "
         "population, and that ill-conditioning, which leaves fewer directions of high curvature, does not shrink it",
-        measured="the limits, as a share of SGD's, are "
-        + ", ".join(
-            f"{shares[(name, first)]:.2f} (condition {first:g}) to {shares[(name, last)]:.2f} (condition {last:g}) for "
-            f"{name}"
-            for name in evolved
-        ),
-        holds=bool(
-            grows
-            and max(shares[(name, c)] for name in evolved for c in conditions) <= 1
-            and all(shares[(name, first)] <= shares[(name, last)] for name in evolved)
-        ),
+        measured=measured,
+        holds=holds,
         notes=f"f(W) = -1/2 sum lambda W^2 for W of {shape[0]} x {shape[1]}, lambda from 1/condition to 1, rank 1, "
         f"{steps} steps, {seeds} seeds and {len(rates)} rates from {rates[0]:g} to {rates[-1]:g}; a run is stable if "
         "its final loss is below its initial one, and the limit is the largest rate of the grid up to which all runs "
