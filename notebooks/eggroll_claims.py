@@ -1,7 +1,7 @@
 """EGGROLL's claims, measured: a marimo notebook that is a script as well.
 
-make notebook                                              opens it, small sizes first
-python notebooks/eggroll_claims.py                         everything in full (up to 20 minutes on two cores)
+make notebook                                              opens it, at small sizes
+python notebooks/eggroll_claims.py                         all experiments in full (up to 20 minutes on two cores)
 python notebooks/eggroll_claims.py --smoke --output DIR    the smallest sizes
 
 As a script it writes claims.md and its figures (claims/*.png) into the folder --output: `docs`, or `build` with
@@ -32,7 +32,7 @@ def _(mo):
     mo.md(r"""
     # EGGROLL's claims, measured
 
-    Evolution strategies move the parameters $\mu$ towards the noise that did well,
+    Evolution strategies move the parameters $\mu$ towards the noise of the fitter members,
 
     $$\mu \leftarrow \mu + \frac{\eta}{N\sigma}\sum_{i=1}^{N} f(\mu + \sigma E_i)\, E_i ,$$
 
@@ -41,8 +41,8 @@ def _(mo):
 
     $$x\,(W + \sigma E)^\top = xW^\top + \tfrac{\sigma}{\sqrt r}\,(xB)A^\top .$$
 
-    `nanoegg_mlx.eggroll` is the method and `nanoegg_mlx.eggroll.claims` the experiments; this notebook only shows
-    them. Every sentence in bold type below is decided by the numbers above it.
+    `nanoegg_mlx.eggroll` holds the method and `nanoegg_mlx.eggroll.claims` the experiments; this notebook shows them.
+    The numbers above each sentence in bold type decide it.
     """)
     return
 
@@ -63,9 +63,9 @@ def _(mo):
 @app.cell
 def _(claims, figures, mo, script, size_choice, time):
     def show(name):
-        """Runs an experiment: the result, and what a reader sees of it."""
+        """Runs an experiment. Returns its result and its view."""
         started = time.perf_counter()
-        result = claims.run(name, size_choice.value)
+        result = claims.run_experiment(name, size_choice.value)
         if script:
             print(f"{name}, {time.perf_counter() - started:.0f} s: {result.verdict}", flush=True)
             return result, None
@@ -200,10 +200,10 @@ def _(Path, arguments, claims, figures, results, script, size_choice):
         for _name, _result in results.items():
             for _theme in ("light", "dark"):
                 (folder / "claims" / f"{_name}-{_theme}.png").write_bytes(figures.png(_name, _result, _theme))
-        _flag = " --smoke` (sizes that show that it runs and decide nothing)" if smoke else "`"
+        _flag = " --smoke` (sizes that show that it runs; they decide nothing)" if smoke else "`"
         opening = (
             f"Written by `python notebooks/eggroll_claims.py{_flag} on {claims.machine()}. Spreads are standard "
-            "deviations over the seeds, if nothing else is said. Times and ratios of times are this machine's."
+            "deviations over the seeds, unless stated otherwise. Times and ratios of times hold for this machine."
         )
         text = claims.page(results, opening, list(results), "claims/")
         (folder / "claims.md").write_text(text, encoding="utf-8")

@@ -1,32 +1,43 @@
-"""The experiments at small sizes: formulas against independent ones, their rules, and the notebook as a script."""
+"""The experiments at small sizes: formulas against independent ones, verdicts, and the notebook as a script."""
 
 from __future__ import annotations
 
 import io
 import math
 import os
+import pkgutil
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
 
+from nanoegg_mlx import eggroll
 from nanoegg_mlx.eggroll import EggRoll, claims, draw_keys, flat, shape_fitness
 from nanoegg_mlx.eggroll.claims import figures
-from nanoegg_mlx.eggroll.claims.cartpole import LIMITS, mean_return, move, starts
-from nanoegg_mlx.eggroll.claims.low_rank import expected_update, slope
-from nanoegg_mlx.eggroll.claims.quadratic import second_moment
+from nanoegg_mlx.eggroll.claims.cartpole import LIMITS, cartpole, mean_return, move, starts
+from nanoegg_mlx.eggroll.claims.digits import digits
+from nanoegg_mlx.eggroll.claims.low_rank import expected_update, low_rank, slope
+from nanoegg_mlx.eggroll.claims.quadratic import quadratic, second_moment
 from nanoegg_mlx.eggroll.claims.report import Result, Spread, number, page, table
 from nanoegg_mlx.eggroll.claims.runs import climb, estimates, multilayer, optional
-from nanoegg_mlx.eggroll.claims.step_reward import Threshold, reward
+from nanoegg_mlx.eggroll.claims.stability import stability
+from nanoegg_mlx.eggroll.claims.step_reward import Threshold, reward, step_reward
+from nanoegg_mlx.eggroll.claims.sum_rank import aggregate_rank
+from nanoegg_mlx.eggroll.claims.throughput import throughput
+from nanoegg_mlx.eggroll.claims.two_moons import two_moons
+from nanoegg_mlx.eggroll.claims.variance import update_variance
 
 NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "eggroll_claims.py"
 
 
-# The means
+@pytest.mark.parametrize("package", [eggroll, claims], ids=["eggroll", "claims"])
+def test_no_exported_name_shadows_a_submodule(package: ModuleType) -> None:
+    assert not set(package.__all__) & {module.name for module in pkgutil.iter_modules(package.__path__)}
 
 
 def test_many_runs_at_once_are_the_optimiser() -> None:
@@ -70,11 +81,8 @@ def test_second_moment_of_the_noise(rank: int | None) -> None:
         assert abs(samples.mean() - second_moment(m, n, rank)) < 6 * samples.std() / count**0.5
 
 
-# The experiments
-
-
 def test_quadratic() -> None:
-    result = claims.quadratic(seeds=4, steps=100, shape=(8, 8), rate=0.02, populations=(16, 256))
+    result = quadratic(seeds=4, steps=100, shape=(8, 8), rate=0.02, populations=(16, 256))
     rows = {row["run"]: row for row in result.rows}
     assert list(rows) == [
         "SGD",
@@ -99,7 +107,7 @@ def test_quadratic() -> None:
 
 
 def test_stability_of_sgd_ends_at_two() -> None:
-    result = claims.stability(seeds=2, steps=40, shape=(4, 4), rates=(0.2, 1.9, 2.1, 2.5), populations=(8, 64))
+    result = stability(seeds=2, steps=40, shape=(4, 4), rates=(0.2, 1.9, 2.1, 2.5), populations=(8, 64))
     limits = {(row["method"], row["condition"]): row["largest stable rate"].mean for row in result.rows}
     assert all(limits[("SGD", condition)] == 1.9 for condition in (1, 10, 100))
     for condition in (1, 10, 100):
@@ -116,16 +124,14 @@ def test_step_reward() -> None:
     model.out.weight, model.out.bias = mx.zeros((2, 4)), mx.array([1.0, 0.0])
     assert reward(model, x, y).item() == 1.0 and reward(model, x, y + 1).item() == 0.0
 
-    result = claims.step_reward(seeds=2, steps=30, population=32, examples=128)
+    result = step_reward(seeds=2, steps=30, population=32, examples=128)
     start, climbed, evolved = (row["test accuracy"] for row in result.rows)
     assert climbed.mean == start.mean and evolved.mean > start.mean + 0.1
     assert [row["evaluations"] for row in result.rows] == [0, 30, 960]
 
 
 def test_two_moons() -> None:
-    result = claims.two_moons(
-        seeds=2, steps=40, examples=32, sigmas=(0.1, 0.3), populations=(8, 32), noises=(0.05, 0.1)
-    )
+    result = two_moons(seeds=2, steps=40, examples=32, sigmas=(0.1, 0.3), populations=(8, 32), noises=(0.05, 0.1))
     assert [row["method"] for row in result.rows].count("EGGROLL") == 5
     assert [row["method"] for row in result.rows].count("backpropagation") == 2
     assert all(0.7 < row["test accuracy"].mean <= 1 for row in result.rows)
@@ -154,7 +160,7 @@ def test_expected_update_of_a_layer() -> None:
 
 
 def test_low_rank() -> None:
-    result = claims.low_rank(seeds=3, ranks=(1, 4, 16), sampled=(1, 4), pairs=40_000, population=64)
+    result = low_rank(seeds=3, ranks=(1, 4, 16), sampled=(1, 4), pairs=40_000, population=64)
     assert [row["rank"] for row in result.rows] == ["1", "4", "16", "full"]
     biases = [row["bias, exact"].mean for row in result.rows[:-1]]
     assert biases == sorted(biases, reverse=True) and result.rows[-1]["bias, exact"] == 0
@@ -166,7 +172,7 @@ def test_low_rank() -> None:
 
 
 def test_rank_of_the_sum() -> None:
-    result = claims.aggregate_rank(seeds=2, shape=(6, 7), populations=(1, 2, 5, 8), ranks=(1, 2, None))
+    result = aggregate_rank(seeds=2, shape=(6, 7), populations=(1, 2, 5, 8), ranks=(1, 2, None))
     found = {(row["members N"], row["rank r"]): row["rank of the sum"].mean for row in result.rows}
     assert found == {
         (1, "1"): 1, (1, "2"): 2, (1, "full"): 6, (2, "1"): 2, (2, "2"): 4, (2, "full"): 6,
@@ -177,18 +183,18 @@ def test_rank_of_the_sum() -> None:
 
 def test_throughput_and_what_it_skips() -> None:
     sizes = {"widths": (16, 32), "populations": (4, 8), "rows_each": (1, 2), "repeats": 3, "few": 2}
-    result = claims.throughput(**sizes, time_bound=60.0, memory_bound=4 * 32 * 32 * 2)
+    result = throughput(**sizes, time_bound=60.0, memory_bound=4 * 32 * 32 * 2)
     assert len(result.rows) == 8
     assert {(row["width"], row["naive measured on"]) for row in result.rows} == {
         (16, "4 members"), (16, "8 members"), (32, "2 members")
     }  # fmt: skip
     assert all(row["turns"] == 3 and row["kept of pure"].count == 3 for row in result.rows)
-    nothing = claims.throughput(**sizes, time_bound=0.0)
+    nothing = throughput(**sizes, time_bound=0.0)
     assert all(str(row["kept of pure"]).startswith("skipped: ") for row in nothing.rows)
     assert not nothing.holds and "nothing" in nothing.verdict
 
 
-def test_cartpole_moves_as_the_textbook_says() -> None:
+def test_cartpole_moves_as_in_the_textbook() -> None:
     random = np.random.default_rng(0)
     states, pushes = random.normal(size=(50, 4)) * 0.3, random.choice([-1.0, 1.0], 50)
     moved = np.array(move(mx.array(states, mx.float32), mx.array(pushes, mx.float32)))
@@ -221,20 +227,20 @@ def test_return_counts_the_steps_before_the_fall() -> None:
 
 
 def test_cartpole_learns() -> None:
-    result = claims.cartpole(seeds=2, generations=6, population=16, episodes=2, steps=60)
+    result = cartpole(seeds=2, generations=6, population=16, episodes=2, steps=60)
     assert result.rows[0]["episodes"] == 0 and result.rows[-1]["episodes"] == 6 * 32
     assert result.rows[-1]["return"].mean > result.rows[0]["return"].mean
 
 
 def test_digits_at_equal_evaluations() -> None:
-    result = claims.digits(seeds=2, steps=20, population=48, batch=32, hidden=8)
+    result = digits(seeds=2, steps=20, population=48, batch=32, hidden=8)
     evolved, _, evaluations = result.rows
     assert evolved["evaluations"] == 20 * 48 * 32 == evaluations["evaluations"]
     assert evolved["test accuracy"].mean > 0.1 and evaluations["test accuracy"].mean > evolved["test accuracy"].mean
 
 
 def test_variance() -> None:
-    result = claims.update_variance(seeds=2, updates=10, population=16)
+    result = update_variance(seeds=2, updates=10, population=16)
     rows = {(row["antithetic"], row["baseline"], row["shaping"]): row for row in result.rows}
     assert len(rows) == 12
     for shaping in ("none", "sign"):
@@ -245,11 +251,8 @@ def test_variance() -> None:
         assert without == pytest.approx(with_mean, abs=1e-5)
     plain, centred = (rows[("no", baseline, "none")]["variance / signal^2"].mean for baseline in ("none", "mean"))
     assert plain > 10 * centred
-    # All fitness is negative here: without a baseline every sign is the same, and says nothing.
+    # All fitness is negative here: without a baseline every sign is the same: no signal.
     assert rows[("no", "none", "sign")]["variance / signal^2"] == "no signal"
-
-
-# What is written
 
 
 def test_numbers_tables_and_verdicts() -> None:
@@ -274,8 +277,10 @@ def test_numbers_tables_and_verdicts() -> None:
     assert text.count("<picture>") == 1 and 'src="figures/one-light.png"' in text and "## 2. Title" in text
 
 
-def test_what_is_missing_is_named() -> None:
-    with pytest.raises(ImportError, match=r"^no_such_module is missing: pip install 'nanoegg-mlx\[notebook\]'\.$"):
+def test_a_missing_module_is_named() -> None:
+    with pytest.raises(
+        ImportError, match=r"^no_such_module is not installed; it must be .*'nanoegg-mlx\[notebook\]'\.$"
+    ):
         optional("no_such_module")
     assert optional("math").pi == math.pi
 
@@ -291,7 +296,7 @@ def test_figures_have_the_ground_of_their_theme(theme: figures.Theme) -> None:
     from matplotlib.colors import to_hex
     from PIL import Image
 
-    result = claims.run("aggregate_rank", "smoke")
+    result = claims.run_experiment("aggregate_rank", "smoke")
     figure = figures.draw("aggregate_rank", result, theme)
     assert to_hex(figure.get_facecolor()) == {"light": "#ffffff", "dark": "#0d1117"}[theme]
     image = Image.open(io.BytesIO(figures.png("aggregate_rank", result, theme))).convert("RGB")

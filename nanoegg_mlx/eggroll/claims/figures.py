@@ -1,4 +1,4 @@
-"""A figure for each result, on a light or a dark ground."""
+"""A figure for each result, on a light or a dark background."""
 
 from __future__ import annotations
 
@@ -16,24 +16,25 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Theme = Literal["light", "dark"]
-_GROUND = {"light": "#ffffff", "dark": "#0d1117"}
+_BACKGROUND = {"light": "#ffffff", "dark": "#0d1117"}
 _INK = {"light": "#24292f", "dark": "#d0d7de"}
 _FAINT = {"light": "#d8dee4", "dark": "#30363d"}
-# Told apart on either ground, and by the colour-blind: after Okabe and Ito, none too pale or too dark.
+# Distinct on either background and for the colour-blind: after Okabe and Ito, none too pale or too dark.
 _COLOURS = ["#0f8fd6", "#e66a00", "#12a37a", "#c965a8", "#8a72e0", "#b58900", "#d1495b", "#6b7f8e"]
 
 
 def draw(name: str, result: Result, theme: Theme = "light") -> Figure:
-    """The figure of an experiment.
+    """Draws the figure of an experiment.
 
     Args:
         name: of the experiment, one of `claims.EXPERIMENTS`.
-        result: what it returned.
+        result: of this experiment.
     """
     cycler, matplotlib, figures = (optional(name) for name in ("cycler", "matplotlib", "matplotlib.figure"))
-    ink, ground = _INK[theme], _GROUND[theme]
+    ink, background = _INK[theme], _BACKGROUND[theme]
     style: Any = {
-        "figure.facecolor": ground, "savefig.facecolor": ground, "axes.facecolor": ground, "legend.facecolor": ground,
+        "figure.facecolor": background, "savefig.facecolor": background, "axes.facecolor": background,
+        "legend.facecolor": background,
         "text.color": ink, "axes.labelcolor": ink, "axes.edgecolor": ink, "axes.titlecolor": ink, "xtick.color": ink,
         "ytick.color": ink, "legend.edgecolor": _FAINT[theme], "grid.color": _FAINT[theme], "axes.grid": True,
         "axes.axisbelow": True, "axes.spines.top": False, "axes.spines.right": False, "font.size": 9,
@@ -47,30 +48,30 @@ def draw(name: str, result: Result, theme: Theme = "light") -> Figure:
 
 
 def png(name: str, result: Result, theme: Theme = "light") -> bytes:
-    """The figure as a PNG file, of 256 colours, which are enough here and a third of the bytes."""
+    """The figure as a PNG file of 256 colours: enough here, and a third of the bytes."""
     Image = optional("PIL.Image")
     drawn, file = io.BytesIO(), io.BytesIO()
     draw(name, result, theme).savefig(drawn, format="png", dpi=120)
     every = Image.open(drawn).convert("RGB")
     few = every.quantize(256, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
-    # The ground to the last bit, or the figure would show on its page as a tile.
-    palette, ground = few.getpalette(), few.getpixel((0, 0))
-    palette[3 * ground : 3 * ground + 3] = every.getpixel((0, 0))
+    # Quantising may change the background by a bit; the figure would then stand out from its page.
+    palette, background = few.getpalette(), few.getpixel((0, 0))
+    palette[3 * background : 3 * background + 3] = every.getpixel((0, 0))
     few.putpalette(palette)
     few.save(file, format="png", optimize=True)
     return file.getvalue()
 
 
 def band(axes: Axes, x: Sequence[float] | np.ndarray, curves: Any, label: str, colour: str, **line: Any) -> None:
-    """The mean over seeds and, shaded, its standard deviation. curves: (seeds, points)."""
+    """Draws the mean over seeds and, shaded, the standard deviation. curves: (seeds, points)."""
     values = np.asarray(curves, np.float64)
     mean, std = values.mean(axis=0), values.std(axis=0)
     axes.plot(x, mean, label=label, color=colour, **line)
     axes.fill_between(x, mean - std, mean + std, color=colour, alpha=0.18, linewidth=0)
 
 
-def population_band(axes: Axes, reports: Any, what: str) -> None:
-    """Mean, spread and maximum of the members' fitness over the steps of one run. reports: (steps, 3)."""
+def population_band(axes: Axes, reports: Any, label: str) -> None:
+    """Draws mean, spread and maximum of the members' fitness over the steps of one run. reports: (steps, 3)."""
     mean, std, top = np.asarray(reports, np.float64).T
     steps = np.arange(len(mean))
     axes.plot(steps, mean, color=_COLOURS[0], label="mean")
@@ -78,7 +79,7 @@ def population_band(axes: Axes, reports: Any, what: str) -> None:
         steps, mean - std, mean + std, color=_COLOURS[0], alpha=0.25, linewidth=0, label="± standard deviation"
     )
     axes.plot(steps, top, color=_COLOURS[1], linewidth=1, label="best member")
-    axes.set(title="Spread of the population, first seed", xlabel="step", ylabel=what)
+    axes.set(title="Spread of the population, first seed", xlabel="step", ylabel=label)
     axes.legend()
 
 
@@ -86,7 +87,7 @@ def _quadratic(figure: Figure, series: dict[str, Any]) -> None:
     left, middle, right = figure.subplots(1, 3, sharey=True)
     curves: dict[str, np.ndarray] = series["curves"]
     steps = np.arange(series["steps"] + 1)
-    # The run of rank 1 is that of the middle population too, and has the name of the former only.
+    # The run of rank 1 is also that of the middle population, and is stored under the name of the rank only.
     by_rank = {name: curves[name] for name in curves if name.startswith("rank")}
     by_population = {name: curves[name if name in curves else "rank 1"] for name in series["populations"]}
 
@@ -161,7 +162,7 @@ def _two_moons(figure: Figure, series: dict[str, Any]) -> None:
 
 
 def heat(axes: Axes, grid: dict[tuple[float, int], float], rows: Sequence[float], columns: Sequence[int]) -> None:
-    """A map with its numbers written in."""
+    """Draws a map with its numbers in the cells."""
     values = np.array([[grid[(row, column)] for column in columns] for row in rows])
     axes.pcolormesh(np.arange(len(columns) + 1), np.arange(len(rows) + 1), values, cmap="cividis")
     middle = (values.min() + values.max()) / 2
@@ -285,7 +286,7 @@ def _cartpole(figure: Figure, series: dict[str, Any]) -> None:
 def _digits(figure: Figure, series: dict[str, Any]) -> None:
     axes = figure.subplots()
     for number, (name, x) in enumerate((("EGGROLL", "ES evaluations"), ("backpropagation", "backprop evaluations"))):
-        # From the first step on: there is no place for zero evaluations on a logarithmic axis.
+        # A logarithmic axis has no zero: the start is left out.
         first = int(series[x][0] == 0)
         band(axes, series[x][first:], np.array(series["curves"][name])[:, first:], name, _COLOURS[number])
     axes.set(

@@ -1,4 +1,4 @@
-"""What an experiment returns: a table with means and spreads, and one sentence that its numbers decide."""
+"""The result of an experiment: a table with means and spreads, and one sentence that its numbers decide."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Spread:
     @classmethod
     def of(cls, values: Iterable[float]) -> Spread:
         numbers = np.asarray(list(values), np.float64)
-        # Equal numbers have no spread, though the last bit of their mean may give them one.
+        # Equal numbers have no spread; rounding of their mean would give them one.
         std = float(numbers.std(ddof=1)) if np.ptp(numbers) > 1e-12 * abs(numbers[0]) else 0.0
         return cls(float(numbers.mean()), std, len(numbers))
 
@@ -38,7 +38,7 @@ class Spread:
 
 
 def number(value: float, digits: int = 3) -> str:
-    """A number as a table shows it: 0.0123, 45.6, 12,300, 1.2e-07."""
+    """Formats a number for a table: 0.0123, 45.6, 12,300, 1.2e-07."""
     if value != value or abs(value) == float("inf"):
         return "diverged"
     if value == 0:
@@ -50,21 +50,21 @@ def number(value: float, digits: int = 3) -> str:
 
 @dataclass(frozen=True)
 class Result:
-    """An experiment's outcome."""
+    """The outcome of an experiment."""
 
     title: str
     rows: list[dict[str, Any]]
     """The table: column -> text, number or Spread, the same columns in each row."""
     claim: str
-    """What the paper claims or what is expected: a clause without its full stop."""
+    """The paper's claim or the expectation: a clause without a full stop."""
     measured: str
-    """What was measured: a clause made from the numbers."""
+    """The measurement: a clause made from the numbers."""
     holds: bool
-    """Decided by the numbers as well."""
+    """Whether the claim holds, decided by the numbers."""
     notes: str = ""
-    """How it was measured, in a paragraph."""
+    """The method of measurement, in a paragraph."""
     series: dict[str, Any] = field(default_factory=dict)
-    """What the figures draw."""
+    """The data of the figures."""
 
     @property
     def verdict(self) -> str:
@@ -83,19 +83,19 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def machine() -> str:
-    """What it was measured on, in words."""
+    """The machine, its cores, MLX and its device, in words."""
     device = "CPU" if mx.default_device().type == mx.cpu else "GPU"
     return f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, MLX {version('mlx')} on its {device}"
 
 
 def page(results: dict[str, Result], opening: str, figures: Sequence[str] = (), folder: str = "") -> str:
-    """All results as a Markdown page.
+    """Formats all results as a Markdown page.
 
     Args:
         results: name -> result.
         opening: the page's first paragraph.
-        figures: names of results that have figures `<name>-light.png` and `<name>-dark.png`.
-        folder: where they are, relative to the page.
+        figures: names of the results with figures `<name>-light.png` and `<name>-dark.png`.
+        folder: of the figures, relative to the page, with its slash.
     """
     parts = ["# EGGROLL's claims, measured\n", opening + "\n", "## In one sentence each\n"]
     for count, result in enumerate(results.values(), 1):

@@ -19,11 +19,12 @@ Objective = Callable[[mx.array], mx.array]
 
 
 def optional(module: str) -> Any:
-    """A module that comes with the extra `notebook`, or an ImportError that says so."""
+    """Imports a module of the extra `notebook`; the ImportError names the extra."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise ImportError(f"{module} is missing: pip install 'nanoegg-mlx[notebook]'.") from error
+        problem = f"{module} is not installed; it must be installed: pip install 'nanoegg-mlx[notebook]'."
+        raise ImportError(problem) from error
 
 
 def rank_name(rank: int | None) -> str:
@@ -37,7 +38,7 @@ def estimates(
 
     Args:
         W: (S, m, n), a matrix for each run.
-        keys: uint32 (S, P, 2): of P pairs for each run, as `draw_keys` makes them.
+        keys: uint32 (S, P, 2), of P pairs for each run (see `draw_keys`).
         sigma: standard deviation of the perturbation.
         rank: of the noise, None for full.
 
@@ -69,15 +70,15 @@ def climb(
     rank: int | None = 1,
     seed: int = 0,
 ) -> np.ndarray:
-    """Gradient ascent on one matrix, for many runs at once; with EGGROLL's estimate, or the gradient itself.
+    """Gradient ascent on one matrix, many runs at once, with EGGROLL's estimate or with the gradient itself.
 
     Args:
         start: (S, m, n).
         rates: the learning rate of each of the S runs.
-        population: N, even; 0 for the gradient itself, that is SGD.
+        population: N, even; 0 for the gradient itself (SGD).
 
     Returns:
-        Fitness of each run before each step and after the last: float64 (S, steps + 1).
+        Fitness of each run before each step and after the last one: float64 (S, steps + 1).
     """
     W, rate = start, mx.array(list(rates))[:, None, None]
     curve = [mx.vmap(objective)(W)]
@@ -105,29 +106,39 @@ def multilayer(sizes: Sequence[int], seed: int) -> nn.Sequential:
 
 
 def scalar(x: mx.array) -> float:
-    """The number in an array of one."""
+    """The number in an array of one entry."""
     return float(np.array(x))
 
 
 def accuracy(model: nn.Module, x: mx.array, y: mx.array) -> mx.array:
-    """The share of rows of x (B, n) whose largest output is that of the class y (B,)."""
+    """The share of rows of x (B, n) whose largest output belongs to their class y (B,)."""
     return mx.mean(mx.argmax(model(x), axis=-1) == y)
 
 
 def minus_cross_entropy(model: nn.Module, x: mx.array, y: mx.array) -> mx.array:
-    """A fitness: the mean log-likelihood of the classes y (B,)."""
+    """A fitness: the mean log-likelihood of the classes y (B,), in nats."""
     return -mx.mean(nn.losses.cross_entropy(model(x), y))
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A run's reports, and what was measured of the model now and then."""
+    """The reports of a run, and a number measured at some of its steps."""
 
     reports: list[Report]
     steps: list[int]
     values: list[float]
     seconds: list[float]
     """Since the start, without the time of measuring; one for each of `values`."""
+
+    @property
+    def population(self) -> list[tuple[float, float, float]]:
+        """`fitness_spread` of the reports."""
+        return fitness_spread(self.reports)
+
+
+def fitness_spread(reports: Sequence[Report]) -> list[tuple[float, float, float]]:
+    """Mean, standard deviation and maximum of the members' fitness in each step."""
+    return [(report.fitness_mean, report.fitness_std, report.fitness_max) for report in reports]
 
 
 def evolve(
@@ -138,12 +149,12 @@ def evolve(
     measure: Callable[[], mx.array],
     at: Sequence[int] = (),
 ) -> Curve:
-    """Steps of EGGROLL, measured before the first, now and then, and at the end.
+    """Runs EGGROLL, with a measurement before the first step, after the steps `at`, and after the last one.
 
     Args:
-        batches: the objective's inputs, the same in all steps, or a function that gives those of the next step.
-        measure: a number to follow, say test accuracy.
-        at: the steps after which to measure it.
+        batches: the objective's inputs, the same in all steps, or a function that returns those of the next step.
+        measure: returns the number to follow, for example the test accuracy.
+        at: the steps after which to measure it, counted from 1.
     """
     curve = Curve([], [0], [scalar(measure())], [0.0])
     seconds = 0.0

@@ -1,17 +1,17 @@
-"""How much of pure inference speed the population keeps, and what naive evolution strategies would cost.
+"""Speed of a population's forward pass, as a share of pure inference and as a multiple of naive evolution strategies.
 
 One linear layer of width by width, N members, b rows of input each (tokens that a member reads with the same noise):
 
-    pure         one product of all N b rows with W: no member differs from another, the most that can be reached
-    EGGROLL      the library's own product for the population, x W^T + (x B) A^T, its noise drawn within the time
+    pure         one product of all N b rows with W: all members are alike, an upper bound
+    EGGROLL      the library's own product for the population, x W^T + (x B) A^T; the time includes drawing the noise
     naive        dense noise drawn, each member's own W + sigma E formed, and its rows multiplied with it
 
 All three are measured in turn, several times, and only ratios are reported: medians of ratios within a turn. On a CPU
-they are ratios of processor time, so that what else the machine does counts little.
+they are ratios of processor time, so that other load on the machine counts little.
 
-Two bounds keep this feasible, and the table says where they bite. A cell whose pure product would take more than
+Two bounds limit the run time, and the table shows where they apply. A cell whose pure product would take more than
 `time_bound` seconds by the machine's own measured rate is skipped. Naive weights are formed for as many members as fit
-into `memory_bound` bytes (one at least), and the time is scaled up to N: a naive member costs the same as any other.
+into `memory_bound` bytes (one at least), and the time is scaled up to N: all naive members cost the same.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from itertools import product
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import mlx.core as mx
 import numpy as np
@@ -28,26 +28,52 @@ from nanoegg_mlx.eggroll import LowRank, draw, draw_keys, members_of, perturbed_
 from nanoegg_mlx.eggroll.claims.report import Result, Spread
 
 
+class Ratios(NamedTuple):
+    """One cell, a value for each turn."""
+
+    kept: list[float]
+    """Pure time over EGGROLL's."""
+    kept_ready: list[float]
+    """The same with the noise drawn before."""
+    faster: list[float]
+    """Naive time over EGGROLL's."""
+
+
+class Cell(NamedTuple):
+    """One cell that was measured, by medians."""
+
+    rows_each: int
+    width: int
+    population: int
+    kept: float
+    faster: float
+
+    def __str__(self) -> str:
+        return f"width {self.width}, population {self.population}, rows a member {self.rows_each}"
+
+
 def seconds(work: Callable[[], mx.array]) -> float:
-    """Processor time of this process where MLX runs on the CPU, unmoved by other processes; else wall-clock time."""
+    """Processor time of this process if MLX runs on the CPU, unaffected by other processes; else wall-clock time."""
     clock = time.process_time if mx.default_device().type == mx.cpu else time.perf_counter
     started = clock()
     mx.eval(work())
     return clock() - started
 
 
-def ratios(
-    x: mx.array, W: mx.array, turns: int, together: int, sigma: float
-) -> tuple[list[float], list[float], list[float]]:
-    """One cell, measured `turns` times.
+def multiply_adds_per_second() -> float:
+    """The machine's rate, by one product of middling size."""
+    x, W = mx.random.normal((256, 512)), mx.random.normal((512, 512))
+    mx.eval(x, W)
+    return 256 * 512 * 512 / min(seconds(lambda: x @ W.T) for _ in range(5))
+
+
+def ratios(x: mx.array, W: mx.array, turns: int, together: int, sigma: float) -> Ratios:
+    """Measures one cell `turns` times.
 
     Args:
         x: (N, b, width), each member's rows.
         W: (width, width).
         together: naive members formed at once.
-
-    Returns:
-        For each turn pure time over EGGROLL's, the same with the noise at hand, and naive time over EGGROLL's.
     """
     population, width = len(x), W.shape[0]
 
@@ -68,17 +94,48 @@ def ratios(
         return x[:together] @ weights.swapaxes(1, 2)
 
     ready = noise(0)
+    # One turn to warm up: allocations, and compilation on a GPU.
     mx.eval(x, W, ready, pure(), eggroll(ready), naive(0))
-    kept, kept_ready, faster = [], [], []
+    measured = Ratios([], [], [])
     for turn in range(turns):
         of_pure = seconds(pure)
         whole = seconds(lambda turn=turn: eggroll(noise(turn)))  # type: ignore[misc]
         product = seconds(lambda: eggroll(ready))
         of_naive = seconds(lambda turn=turn: naive(turn)) * population / together  # type: ignore[misc]
-        kept.append(of_pure / whole)
-        kept_ready.append(of_pure / product)
-        faster.append(of_naive / whole)
-    return kept, kept_ready, faster
+        measured.kept.append(of_pure / whole)
+        measured.kept_ready.append(of_pure / product)
+        measured.faster.append(of_naive / whole)
+    return measured
+
+
+def row(width: int, population: int, b: int, outcome: Ratios | str, naive: str = "-") -> dict[str, Any]:
+    """The table's row of a cell: what was measured, or why it was skipped."""
+    columns = ("kept of pure", "with the noise drawn before", "faster than naive")
+    shown = (outcome, "-", "-") if isinstance(outcome, str) else (Spread.of(values) for values in outcome)
+    return {
+        "width": width,
+        "population": population,
+        "rows a member": b,
+        **dict(zip(columns, shown, strict=True)),
+        "naive measured on": naive,
+        "turns": 0 if isinstance(outcome, str) else len(outcome.kept),
+    }
+
+
+def verdict(cells: Sequence[Cell]) -> tuple[str, bool]:
+    """The sentence about the cells, and whether both halves of the claim hold."""
+    if not cells:
+        return "nothing, since each cell would take longer than the bound", False
+    kept, faster = (np.array([getattr(cell, name) for cell in cells]) for name in ("kept", "faster"))
+    reach = int((kept >= 0.91).sum())
+    first, second = bool(reach >= len(cells) / 2), bool(faster.max() >= 100)
+    measured = (
+        f"by medians EGGROLL keeps {kept.min():.0%} to {kept.max():.0%} (most at {cells[int(kept.argmax())]}; 91 % or "
+        f"more in {reach} of {len(cells)} cells) and is {faster.min():.1f} to {faster.max():.0f} times as fast as "
+        f"naive (most at {cells[int(faster.argmax())]}), so the first half {'holds' if first else 'does not hold'}, "
+        f"the second {'holds' if second else 'does not'}; as a whole"
+    )
+    return measured, first and second
 
 
 def throughput(
@@ -95,75 +152,37 @@ def throughput(
 
     Args:
         rows_each: b, rows of input for each member.
-        repeats: turns of each cell, or `few` where the pure product takes more than a tenth of the time bound.
+        repeats: turns of each cell, or `few` if the pure product takes more than a tenth of the time bound.
         time_bound: seconds of the pure product, beyond which a cell is skipped.
         memory_bound: bytes of naive members' weights formed at once.
     """
-    x, W = mx.random.normal((256, 512)), mx.random.normal((512, 512))
-    mx.eval(x, W)
-    rate = 256 * 512 * 512 / min(seconds(lambda: x @ W.T) for _ in range(5))  # multiply-adds per second
-
+    rate = multiply_adds_per_second()
     rows, cells = [], []
     for b, width, population in product(rows_each, widths, populations):
-        row: dict[str, Any] = {"width": width, "population": population, "rows a member": b}
         expected = population * b * width * width / rate
         if expected > time_bound:
-            rows.append(
-                {
-                    **row,
-                    "kept of pure": f"skipped: {expected:.1f} s for one pure product",
-                    "with the noise at hand": "-",
-                    "faster than naive": "-",
-                    "naive measured on": "-",
-                    "turns": 0,
-                }
-            )
+            rows.append(row(width, population, b, f"skipped: {expected:.1f} s for one pure product"))
             continue
         together = min(population, max(1, memory_bound // (4 * width * width)))
         turns = repeats if expected < time_bound / 10 else few
-        kept, kept_ready, faster = ratios(
-            mx.random.normal((population, b, width)), mx.random.normal((width, width)), turns, together, sigma
-        )
-        cells.append((b, width, population, float(np.median(kept)), float(np.median(faster))))
-        rows.append(
-            {
-                **row,
-                "kept of pure": Spread.of(kept),
-                "with the noise at hand": Spread.of(kept_ready),
-                "faster than naive": Spread.of(faster),
-                "naive measured on": f"{together} members",
-                "turns": turns,
-            }
-        )
-    kept_all = np.array([cell[3] for cell in cells])
-    faster_all = np.array([cell[4] for cell in cells])
-    halves = False, False
-    measured = "nothing, since each cell would take longer than the bound"
-    if cells:
-        best, fastest = cells[int(kept_all.argmax())], cells[int(faster_all.argmax())]
-        reach = int((kept_all >= 0.91).sum())
-        halves = bool(reach >= len(cells) / 2), bool(faster_all.max() >= 100)
-        measured = (
-            f"by medians EGGROLL keeps {kept_all.min():.0%} to {kept_all.max():.0%} (most at width {best[1]}, "
-            f"population {best[2]}, rows a member {best[0]}; 91 % or more in {reach} of {len(cells)} cells) and is "
-            f"{faster_all.min():.1f} to {faster_all.max():.0f} times as fast as naive (most at width {fastest[1]}, "
-            f"population {fastest[2]}, rows a member {fastest[0]}), so the first half "
-            f"{'holds' if halves[0] else 'does not hold'}, the second {'holds' if halves[1] else 'does not'}; as a "
-            "whole"
-        )
+        x, W = mx.random.normal((population, b, width)), mx.random.normal((width, width))
+        found = ratios(x, W, turns, together, sigma)
+        cells.append(Cell(b, width, population, float(np.median(found.kept)), float(np.median(found.faster))))
+        rows.append(row(width, population, b, found, f"{together} members"))
+    measured, holds = verdict(cells)
     return Result(
         title="Throughput of a population's forward pass",
         rows=rows,
         claim="The paper claims 91 % of the throughput of pure batch inference, and 100 times that of naive "
         "evolution strategies",
         measured=measured,
-        holds=all(halves),
+        holds=holds,
         notes="One linear layer on this machine's default device, float32, rank 1, antithetic pairs, by processor "
         "time if the device is the CPU; kept is the pure product's time over EGGROLL's with its noise drawn, in the "
         "same turn. The first half of the claim is taken to hold if half of the cells reach 91 %, the second if one "
         "cell reaches 100 times. Naive pays for drawing, forming and reading a whole matrix for each member; the "
-        f"cheaper these are beside a product of one row, the less there is to gain. Cells beyond {time_bound:g} s for "
-        f"one pure product are skipped; naive is measured on the members whose weights fit into {memory_bound >> 20} "
-        "MiB and scaled up.",
+        "cheaper these are compared with a product of one row, the less there is to gain. Cells beyond "
+        f"{time_bound:g} s for one pure product are skipped; naive is measured on the members whose weights fit into "
+        f"{memory_bound >> 20} MiB and scaled up.",
         series={"cells": cells},
     )
