@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import subprocess
@@ -21,7 +22,23 @@ def eggroll_module(output: str) -> None:
     assert accuracies[0] < 0.6 and accuracies[-1] > 0.9
 
 
-CHECKS: list[Callable[[str], None]] = [eggroll_module]
+def train_on_text(output: str) -> None:
+    """The held-out text gets clearly cheaper than under the initial parameters."""
+    (before,) = re.findall(r"^before: (\S+) bits per byte$", output, re.MULTILINE)
+    (after,) = re.findall(r"^after 60 epochs: (\S+) bits per byte$", output, re.MULTILINE)
+    assert 8 < float(before) < 10 and float(after) < float(before) - 1
+
+
+def evaluate_and_sample(output: str) -> None:
+    """Both figures of the evaluation, the exact one a little larger, and the prompt with 100 bytes more."""
+    (integer,) = re.findall(r"integer figure +(\S+) bits per byte$", output, re.MULTILINE)
+    (exact,) = re.findall(r"exact code length +(\S+) bits per byte$", output, re.MULTILINE)
+    assert 4 < float(integer) < float(exact) < float(integer) + 0.1
+    sample = ast.literal_eval(output.splitlines()[-1])
+    assert sample.startswith(b"def ") and len(sample) == 104
+
+
+CHECKS: list[Callable[[str], None]] = [eggroll_module, evaluate_and_sample, train_on_text]
 """One function for each script, of the same name: asserts on what the script prints."""
 
 
