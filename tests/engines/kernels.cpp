@@ -91,8 +91,7 @@ void matmul(const char* isa, const int8_t* w, int rows, int cols, const int8_t* 
 void products(const char* isa, const int8_t* w, int rows, int cols, const int8_t* x, int members, int32_t* out) {
   const Isa* fast = find(isa);
   if (!fast) {
-    for (int m = 0; m < members; m++)
-      naive::products(w, rows, cols, x + (size_t)m * cols, out + (size_t)m * rows);
+    for (int m = 0; m < members; m++) naive::products(w, rows, cols, x + (size_t)m * cols, out + (size_t)m * rows);
     return;
   }
   Buffer storage;

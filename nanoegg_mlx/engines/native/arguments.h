@@ -1,8 +1,8 @@
 // Checks of everything that Python passes, before a kernel gets a pointer. For binding.cpp alone.
 //
-// Notable: arrays must be exactly right (dtype, shape, C order); nothing is converted or copied without being asked for.
-// A wrong type or dtype is a TypeError, a wrong shape, order or value a ValueError, each with a sentence that names the
-// argument.
+// Notable: arrays must be exactly right (dtype, shape, C order); nothing is converted or copied without being asked
+// for. A wrong type or dtype is a TypeError, a wrong shape, order or value a ValueError, each with a sentence that
+// names the argument.
 #pragma once
 
 #include <pybind11/numpy.h>
@@ -38,8 +38,8 @@ void require(bool ok, const std::string& message) {
 
 // Requires low <= value <= high.
 void require_range(const std::string& name, int64_t value, int64_t low, int64_t high) {
-  require(value >= low && value <= high, name + " is " + std::to_string(value) + "; it must be " +
-                                             std::to_string(low) + " to " + std::to_string(high) + ".");
+  require(value >= low && value <= high, name + " is " + std::to_string(value) + "; it must be " + std::to_string(low) +
+                                             " to " + std::to_string(high) + ".");
 }
 
 // A C-contiguous array of T with the given shape (-1: any length).

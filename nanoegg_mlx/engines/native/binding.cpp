@@ -100,9 +100,8 @@ py::dict py_update(const py::dict& params, const NoiseSpec& noise, const py::obj
   const UpdateTask task = update_task(old.shape, noise, fit, use_clt, normalised);
   const Isa& chosen = choose_isa(isa.c_str());
   const LeafArrays<int8_t> updated(old.shape);
-  without_gil([&](const Poll& poll) {
-    update(chosen, task, old.leaves.data(), bound, threads, poll, updated.data.data());
-  });
+  without_gil(
+      [&](const Poll& poll) { update(chosen, task, old.leaves.data(), bound, threads, poll, updated.data.data()); });
   return updated.dict;
 }
 
@@ -165,8 +164,8 @@ PYBIND11_MODULE(_native, m) {
 
   m.def(
       "score", py_score, py::arg("weights"), py::arg("inputs"), py::arg("targets"), py::arg("states"),
-      py::arg("noise") = nullptr, py::arg("first_member") = 0, py::arg("threads") = 0,
-      py::arg("exact") = false, py::arg("block") = 0,
+      py::arg("noise") = nullptr, py::arg("first_member") = 0, py::arg("threads") = 0, py::arg("exact") = false,
+      py::arg("block") = 0,
       "Scores of members first_member, first_member + 1, ..., one per row of states.\n\n"
       "inputs, targets: (members, T) uint8.\n"
       "states: (members, L, D) int8, not changed. noise: None for unperturbed parameters (validation).\n"

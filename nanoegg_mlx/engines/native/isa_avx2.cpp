@@ -1,7 +1,7 @@
 // Plain AVX2, which has no dot product of four bytes. VPMADDUBSW comes close, but it saturates at 16 bits (two products
-// of 127 * 255 exceed 32767). So both sides are widened to int16, and VPMADDWD adds pairs of products in int32, exactly.
-// An accumulator holds two partial sums of each of 4 outputs, added when the tile is done. A tile is 8 outputs by 6
-// members.
+// of 127 * 255 exceed 32767). So both sides are widened to int16, and VPMADDWD adds pairs of products in int32,
+// exactly. An accumulator holds two partial sums of each of 4 outputs, added when the tile is done. A tile is 8 outputs
+// by 6 members.
 #if defined(__x86_64__)
 #include <immintrin.h>
 

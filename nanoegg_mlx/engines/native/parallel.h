@@ -11,7 +11,8 @@ constexpr int kMaxThreads = 4096;
 // `threads`, or one per usable processor if it is 0. Throws std::invalid_argument.
 int choose_threads(int threads);
 
-// The processors of the affinity mask, or what the control groups' quota grants (rounded up), if that is less (cpus.cpp).
+// The processors of the affinity mask, or what the control groups' quota grants (rounded up), if that is less
+// (cpus.cpp).
 int usable_cpus();
 // The quota alone, 0 for none; root is put before /proc and /sys.
 int cgroup_cpus(const std::string& root);

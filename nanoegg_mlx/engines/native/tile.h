@@ -103,8 +103,7 @@ struct VectorTile : TableExp2 {
 #pragma GCC unroll 8
     for (int m = 0; m < NM; m++)
 #pragma GCC unroll 8
-      for (int v = 0; v < NV; v++)
-        Vector::store(raw + m * kPanel + kLanes * v, acc[m / kPair] + kPair * v, m % kPair);
+      for (int v = 0; v < NV; v++) Vector::store(raw + m * kPanel + kLanes * v, acc[m / kPair] + kPair * v, m % kPair);
   }
 
   static void dot(const int8_t* b, const int8_t* x, size_t n, int32_t* sums) {

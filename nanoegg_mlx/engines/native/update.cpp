@@ -1,7 +1,8 @@
 // The update's sums and steps on all threads.
 //
-// Notable: the work is cut into pieces of leaves small enough that their exact int64 sums need little memory. Each piece
-// draws the noise of a few hundred pairs at a time again; a transposed copy of it is then summed by int8 products.
+// Notable: the work is cut into pieces of leaves small enough that their exact int64 sums need little memory. Each
+// piece draws the noise of a few hundred pairs at a time again; a transposed copy of it is then summed by int8
+// products.
 #include "engine.h"
 
 #include <algorithm>
