@@ -39,7 +39,7 @@ class CPUEngine:
         exact: bool = False,
     ) -> Scored:
         scored = _native.score(
-            # Packed again at every call: it takes a millisecond for the default model, and no change in place is missed.
+            # Packed at every call: this takes a millisecond for the default model, and no change in place is missed.
             _native.Weights(_as_numpy(params)),
             np.ascontiguousarray(inputs),
             np.ascontiguousarray(targets),

@@ -27,10 +27,10 @@ from nanoegg_mlx.engines.native.write_normal_steps import THRESHOLDS, write_norm
 from tests import oracle
 from tests.engines.inputs import native
 
-ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
 NATIVE = ROOT / "nanoegg_mlx/engines/native"
-SOURCES = [HERE / "kernels.cpp", HERE / "naive.cpp", *(NATIVE / f"{name}.cpp" for name in ("tables", "weights", "cpus"))]
+SOURCES = [HERE / "kernels.cpp", HERE / "naive.cpp", NATIVE / "cpus.cpp", NATIVE / "tables.cpp", NATIVE / "weights.cpp"]
 FLAGS = ["-std=c++17", "-O1", "-g0", "-fPIC", "-fvisibility=default", "-w"]
 
 

@@ -44,7 +44,7 @@ DTYPES = ["bool", "i1", "u1", "i2", "<i4", "<u4", ">u4", "<i8", ">i8", "f2", "f4
 
 
 def misfits(array: np.ndarray, free: Sequence[int] = ()) -> Iterator[tuple[str, Any, type[Exception]]]:
-    """Arrays that are not quite the right one: description, array, expected exception. `free` axes keep their length."""
+    """Arrays that are almost right: description, array, expected exception. `free` axes keep their length."""
     yield "a list", array.tolist(), TypeError
     yield "an MLX array", mx.array(array), TypeError
     yield "a string", "array", TypeError
@@ -133,7 +133,7 @@ def test_bases(leaf: int) -> None:
             with pytest.raises(error, match="bases"):
                 with_base(misfit)
     for bases in (BASES[:-1], [*BASES, BASES[0]], []):
-        with pytest.raises(ValueError, match="bases has .* it must have 13"):
+        with pytest.raises(ValueError, match=r"bases has .* it must have 13"):
             native.Noise((1, 2), bases)
 
 
@@ -146,7 +146,7 @@ def test_bytes_outside_the_vocabulary(call: str) -> None:
                 for byte in (11, 255):
                     outside = TOKENS.copy()
                     outside.flat[place] = byte
-                    with pytest.raises(ValueError, match=f"{name} holds byte {byte}; it must be below the vocabulary size, 11"):
+                    with pytest.raises(ValueError, match=f"{name} holds byte {byte}; it must be below"):
                         function(**{**arguments, name: outside})
 
 

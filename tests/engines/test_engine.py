@@ -122,7 +122,7 @@ def test_votes_equal_the_scalar_twin(changes: dict[str, Any], use_clt: bool, nor
     ("pair", "isa"), [(pair, isa) for isa in TWINS for pair in (0, 3, 70_000) if isa != "naive" or pair < 10]
 )
 def test_where_noise_begins(pair: int, isa: str) -> None:
-    """At the hash of base and pair, with both halves of the pair's number in it; but early enough to end before 2^30."""
+    """At the hash of the base and both halves of the pair's number; but early enough to end before 2^30."""
     config = Config(n_layer=1, n_embd=5, vocab_size=4, rank=2)
     params = random_params(np.random.default_rng(4), config)
     hashed = ((pair >> 16) ^ pair) * 0x45D9F3B % 2**32

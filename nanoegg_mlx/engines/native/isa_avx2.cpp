@@ -34,7 +34,6 @@ struct Vector {
     _mm_storeu_si128((__m128i*)out, _mm256_castsi256_si128(pairs));
   }
   static int32_t reduce(Sums sums) { return reduce_ymm(sums); }
-  static void hide(__m256i& v) { __asm__ volatile("" : "+x"(v)); }
 };
 
 using Tile = VectorTile<Vector>;

@@ -32,7 +32,6 @@ struct Vector {
   static Sums multiply_add(Sums sums, Bytes w, Bytes x) { return _mm512_dpbusd_epi32(sums, w, x); }
   static void store(int32_t* out, const Sums* sums, int) { _mm512_storeu_si512(out, *sums); }
   static int32_t reduce(Sums sums) { return _mm512_reduce_add_epi32(sums); }
-  static void hide(__m512i& v) { __asm__ volatile("" : "+v"(v)); }
 };
 
 struct Tile : VectorTile<Vector> {

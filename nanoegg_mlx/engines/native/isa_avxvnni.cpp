@@ -31,7 +31,6 @@ struct Vector {
   static Sums multiply_add(Sums sums, Bytes w, Bytes x) { return _mm256_dpbusd_avx_epi32(sums, w, x); }
   static void store(int32_t* out, const Sums* sums, int) { _mm256_storeu_si256((__m256i*)out, *sums); }
   static int32_t reduce(Sums sums) { return reduce_ymm(sums); }
-  static void hide(__m256i& v) { __asm__ volatile("" : "+x"(v)); }
 };
 
 using Tile = VectorTile<Vector>;

@@ -32,8 +32,6 @@ struct Vector {
   static Sums multiply_add(Sums sums, Bytes w, Bytes x) { return vdotq_s32(sums, w, x); }
   static void store(int32_t* out, const Sums* sums, int) { vst1q_s32(out, *sums); }
   static int32_t reduce(Sums sums) { return vaddvq_s32(sums); }
-  static void hide(Sums& v) { __asm__ volatile("" : "+w"(v)); }
-  static void hide(Bytes& v) { __asm__ volatile("" : "+w"(v)); }
 };
 
 using Tile = VectorTile<Vector>;

@@ -39,8 +39,6 @@ struct Vector {
   }
   // Of 16 bytes by 16 bytes the square's diagonal is the two halves' dot products; the rest is of no use.
   static int32_t reduce(Sums sums) { return vgetq_lane_s32(sums, 0) + vgetq_lane_s32(sums, 3); }
-  static void hide(Sums& v) { __asm__ volatile("" : "+w"(v)); }
-  static void hide(Bytes& v) { __asm__ volatile("" : "+w"(v)); }
 };
 
 using Tile = VectorTile<Vector>;

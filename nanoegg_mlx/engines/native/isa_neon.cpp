@@ -1,6 +1,6 @@
 // Plain NEON (every 64-bit Arm): SMULL makes int16 products, which always fit, SADALP adds neighbours into int32.
 // An accumulator holds two partial sums of each of 2 outputs, added when the tile is done. A tile is 16 outputs by 3
-// members: 24 accumulators, 3 broadcasts, a weight vector and two products.
+// members.
 #if defined(__aarch64__)
 #include <arm_neon.h>
 
@@ -26,9 +26,12 @@ struct Vector {
   }
   static void store(int32_t* out, const Sums* sums, int) { vst1q_s32(out, vpaddq_s32(sums->low, sums->high)); }
   static int32_t reduce(Sums sums) { return vaddvq_s32(vaddq_s32(sums.low, sums.high)); }
-  static void hide(Sums& v) { __asm__ volatile("" : "+w"(v.low), "+w"(v.high)); }
-  static void hide(Bytes& v) { __asm__ volatile("" : "+w"(v)); }
 };
+
+inline void hide(Vector::Sums& sums) {
+  hide(sums.low);
+  hide(sums.high);
+}
 
 using Tile = VectorTile<Vector>;
 

@@ -14,7 +14,6 @@
 //   multiply_add(sums, weights, inputs)
 //   store(out, sums, i) kLanes totals of member i of a pair, from kPair accumulators
 //   reduce(sums)        the total over all lanes of multiply_add(sums, load(b), load(x))
-//   hide(v)             an empty asm that changes v for all the compiler can tell
 //   ones(), flip(b)     only if kBias: bytes of 1; bytes b XOR 0x80
 //
 // Notable: dot products of unsigned by signed bytes take the weight as w + 128. The surplus 128 sum(x) is subtracted by
@@ -42,7 +41,17 @@ inline int32_t four_bytes(const int8_t* p) {
   return four;
 }
 
-// What the kernels use of an instruction set: the packing (see Packed), the tile, and
+// Makes the compiler assume that a vector register changes here. No instruction results.
+template <class T>
+inline void hide(T& v) {
+#if defined(__x86_64__)
+  __asm__ volatile("" : "+v"(v));
+#else
+  __asm__ volatile("" : "+w"(v));
+#endif
+}
+
+// The part of an instruction set that the kernels use: the packing (see Packed), the tile, and
 //   multiply<NV, NM>(...)   raw products of NV vectors of outputs by NM members
 //   dot(b, x, n, sums)      sums[0] = b . x over n entries (a multiple of kPad); if kBias, sums[1] = sum x
 //   sum(x, n)               sum x, only if kBias
@@ -141,18 +150,18 @@ struct VectorTile : TableExp2 {
 #pragma GCC unroll 24
     for (int i = 0; i < kChains; i++) {
       acc[i] = Vector::start(0);
-      Vector::hide(acc[i]);
+      hide(acc[i]);
     }
     for (uint64_t r = 0; r < rounds; r++) {
 #pragma GCC unroll 24
       for (int i = 0; i < kChains; i++) {
         acc[i] = Vector::multiply_add(acc[i], w, x);
-        Vector::hide(w);
-        Vector::hide(x);
+        hide(w);
+        hide(x);
       }
     }
 #pragma GCC unroll 24
-    for (int i = 0; i < kChains; i++) Vector::hide(acc[i]);
+    for (int i = 0; i < kChains; i++) hide(acc[i]);
     return rounds * kChains * kLanes * kGroup;
   }
 };
