@@ -37,7 +37,11 @@ setup(
                 "nanoegg_mlx/core/normal_thresholds.json",
             ],
             include_dirs=[pybind11.get_include()],
-            extra_compile_args=["-std=c++17", "-O3", "-g0", "-fvisibility=hidden", "-Wall", "-Wextra"],
+            extra_compile_args=[
+                *("-std=c++17", "-O3", "-g0", "-fvisibility=hidden", "-Wall", "-Wextra"),
+                # GCC's own AVX-512 header sets this one off; other compilers do not have it.
+                *("-Wno-unknown-warning-option", "-Wno-maybe-uninitialized"),
+            ],
             language="c++",
             optional=True,
         )

@@ -15,50 +15,58 @@
 namespace nanoegg {
 namespace {
 
+// Perturbs one vector for members [first, end), which share the noise that begins at draw `start`.
+inline void perturb_vector(const Block& b, int leaf, int layer, int first, int end, uint32_t start) {
+  const Shape& shape = b.model->shape;
+  const size_t row = padded(shape.width), at = vector_row(shape, leaf, layer);
+  const int8_t* v = b.model->vectors + at * row;
+  const int rows = leaf_rows(shape, leaf);
+  draw(b.noise->key, start, 2 * (size_t)rows, b.slot_draws);
+  for (int m = first; m < end; m++) {
+    int8_t* out = b.vectors + (m * vector_rows(shape) + at) * row;
+    for (int i = 0; i < rows; i++) {
+      const int32_t e = b.signs[m] * b.slot_draws[2 * i] * b.slot_draws[2 * i + 1];
+      out[i] = (int8_t)clip(v[i] + (e >> b.noise->shift));
+    }
+  }
+}
+
+// Draws one matrix's factors: `rank` planes B, then `rank` planes A (see factor_offset).
+inline void draw_factors(const Block& b, int leaf, uint32_t start, int8_t* planes) {
+  const int rows = leaf_rows(b.model->shape, leaf), cols = leaf_cols(b.model->shape, leaf), rank = b.noise->rank;
+  int8_t* a = planes + rank * padded(cols);
+  if (rank == 1) {
+    draw(b.noise->key, start, cols, planes);
+    draw(b.noise->key, start + cols, rows, a);
+    return;
+  }
+  draw(b.noise->key, start, (size_t)(cols + rows) * rank, b.slot_draws);
+  const int8_t* d = b.slot_draws;
+  for (int i = 0; i < cols; i++)
+    for (int r = 0; r < rank; r++) planes[r * padded(cols) + i] = *d++;
+  for (int i = 0; i < rows; i++)
+    for (int r = 0; r < rank; r++) a[r * padded(rows) + i] = *d++;
+}
+
 // Draws the factors of every pair in the block, and perturbs the members' vectors.
 void draw_noise(const Block& b) {
   const Shape& shape = b.model->shape;
   const Noise& noise = *b.noise;
-  const int rank = noise.rank;
-  const size_t slot_size = slot_bytes(shape, rank), row = padded(shape.width);
   int8_t* slot = (int8_t*)b.slots;
-  for (int m = 0, end; m < b.members; m = end, slot += slot_size) {
+  for (int m = 0, end; m < b.members; m = end, slot += slot_bytes(shape, noise.rank)) {
     const uint64_t pair = noise_pair(noise, b.first_member + m);
     for (end = m; end < b.members && noise_pair(noise, b.first_member + end) == pair; end++) {
       b.signs[end] = (b.first_member + end) & 1 ? -1 : 1;
       b.factors[end] = slot;
     }
     for (int leaf = 0; leaf < kLeaves; leaf++) {
-      const int rows = leaf_rows(shape, leaf), cols = leaf_cols(shape, leaf);
       for (int layer = 0; layer < leaf_layers(shape, leaf); layer++) {
         if (stopped(b.stop)) return;
-        const uint32_t start = noise_start(noise.base[leaf][layer], pair, noise_length(shape, leaf, rank));
-        if (!is_matrix(leaf)) {
-          const size_t at = vector_row(shape, leaf, layer);
-          const int8_t* v = b.model->vectors + at * row;
-          draw(noise.key, start, 2 * (size_t)rows, b.slot_draws);
-          for (int who = m; who < end; who++) {
-            int8_t* out = b.vectors + (who * vector_rows(shape) + at) * row;
-            for (int i = 0; i < rows; i++) {
-              const int32_t e = b.signs[who] * b.slot_draws[2 * i] * b.slot_draws[2 * i + 1];
-              out[i] = (int8_t)clip(v[i] + (e >> noise.shift));
-            }
-          }
-          continue;
-        }
-        int8_t* planes = slot + factor_offset(shape, leaf, layer, rank);
-        int8_t* a = planes + rank * padded(cols);
-        if (rank == 1) {
-          draw(noise.key, start, cols, planes);
-          draw(noise.key, start + cols, rows, a);
-          continue;
-        }
-        draw(noise.key, start, (size_t)(cols + rows) * rank, b.slot_draws);
-        const int8_t* d = b.slot_draws;
-        for (int i = 0; i < cols; i++)
-          for (int r = 0; r < rank; r++) planes[r * padded(cols) + i] = *d++;
-        for (int i = 0; i < rows; i++)
-          for (int r = 0; r < rank; r++) a[r * padded(rows) + i] = *d++;
+        const uint32_t start = noise_start(noise.base[leaf][layer], pair, noise_length(shape, leaf, noise.rank));
+        if (is_matrix(leaf))
+          draw_factors(b, leaf, start, slot + factor_offset(shape, leaf, layer, noise.rank));
+        else
+          perturb_vector(b, leaf, layer, m, end, start);
       }
     }
   }
@@ -104,64 +112,91 @@ void embed(const Block& b, size_t t) {
   }
 }
 
-void run_block(const Block& b) {
-  const Shape& shape = b.model->shape;
-  const int D = shape.width, L = shape.layers, V = shape.vocab, M = b.members;
-  const size_t row = padded(D);
-  const int rank = b.noise ? b.noise->rank : 0, shift = b.noise ? b.noise->shift : 0;
+// The network's parts on all members of a block. Each reads and writes the block's buffers.
+struct Network {
+  const Block& b;
+  const Shape& shape;
+  const size_t row; // bytes between the members' rows
+  const int rank, shift;
 
-  if (b.noise) draw_noise(b);
-  if (stopped(b.stop)) return;
-  const size_t vector_stride = b.noise ? vector_rows(shape) * row : 0;
-  const int8_t* const vectors = b.noise ? b.vectors : b.model->vectors;
-  const auto vector = [&](int leaf, int layer, int m) {
-    return vectors + m * vector_stride + vector_row(shape, leaf, layer) * row;
-  };
-  const auto product = [&](int leaf, int layer, const int8_t* x, int8_t* out) {
-    if (stopped(b.stop)) return; // products of a wide model are slow, and the results are not used any more
-    multiply({b.model->matrices[leaf][layer], x, M, out, b.noise ? b.factors : nullptr,
-              b.noise ? factor_offset(shape, leaf, layer, rank) : 0, b.signs, rank, shift, b.start, b.projections});
-  };
+  explicit Network(const Block& block)
+      : b(block),
+        shape(block.model->shape),
+        row(padded(block.model->shape.width)),
+        rank(block.noise ? block.noise->rank : 0),
+        shift(block.noise ? block.noise->shift : 0) {}
 
-  for (int m = 0; m < M; m++)
-    for (int layer = 0; layer < L; layer++)
-      __builtin_memcpy(b.h + ((size_t)layer * M + m) * row, b.states + ((size_t)m * L + layer) * D, D);
-
-  for (size_t t = 0; t < b.tokens; t++) {
-    embed(b, t);
-    for (int layer = 0; layer < L; layer++) {
-      if (stopped(b.stop)) return;
-      int8_t* h = b.h + (size_t)layer * M * row;
-      for (int m = 0; m < M; m++) norm(b.x + m * row, vector(kLn1, layer, m), D, b.y + m * row);
-      product(kWf, layer, b.y, b.fa);
-      product(kUf, layer, h, b.fb);
-      for (int m = 0; m < M; m++)
-        gate(b.fa + m * row, b.fb + m * row, vector(kBf, layer, m), h + m * row, D, b.g + m * row);
-      product(kUh, layer, b.g, b.fb);
-      product(kWh, layer, b.y, b.g);
-      for (int m = 0; m < M; m++)
-        recur(b.g + m * row, b.fb + m * row, vector(kBh, layer, m), b.fa + m * row, D, h + m * row, b.x + m * row);
-      for (int m = 0; m < M; m++) norm(b.x + m * row, vector(kLn2, layer, m), D, b.y + m * row);
-      product(kMlp0, layer, b.y, b.mid);
-      product(kMlp1, layer, b.mid, b.y);
-      add(b.x, b.y, M * row);
-    }
-    if (!b.targets && !b.logits) continue;
-    for (int m = 0; m < M; m++) norm(b.x + m * row, vector(kLnOut, 0, m), D, b.y + m * row);
-    product(kHead, 0, b.y, b.out);
-    for (int m = 0; m < M; m++) {
-      const int8_t* logits = b.out + m * padded(V);
-      if (b.logits) __builtin_memcpy(b.logits + (m * b.tokens + t) * V, logits, V);
-      if (!b.targets) continue;
-      const int target = b.targets[m * b.tokens + t];
-      b.scores[m] += log_likelihood(logits, V, target);
-      if (b.bits) b.bits[m * b.tokens + t] = exact_bits(logits, V, target);
-    }
+  const int8_t* vector(int leaf, int layer, int m) const {
+    const int8_t* own = b.noise ? b.vectors + m * vector_rows(shape) * row : b.model->vectors;
+    return own + vector_row(shape, leaf, layer) * row;
   }
 
-  for (int m = 0; m < M; m++)
+  void normalise(const int8_t* x, int leaf, int layer) const {
+    for (int m = 0; m < b.members; m++) norm(x + m * row, vector(leaf, layer, m), shape.width, b.y + m * row);
+  }
+
+  void product(int leaf, int layer, const int8_t* x, int8_t* out) const {
+    if (stopped(b.stop)) return; // products of a wide model are slow, and the results are not used any more
+    multiply({b.model->matrices[leaf][layer], x, b.members, out, b.noise ? b.factors : nullptr,
+              b.noise ? factor_offset(shape, leaf, layer, rank) : 0, b.signs, rank, shift, b.start, b.projections});
+  }
+
+  void layer(int i) const {
+    int8_t* h = b.h + (size_t)i * b.members * row;
+    normalise(b.x, kLn1, i);
+    product(kWf, i, b.y, b.fa);
+    product(kUf, i, h, b.fb);
+    for (int m = 0; m < b.members; m++)
+      gate(b.fa + m * row, b.fb + m * row, vector(kBf, i, m), h + m * row, shape.width, b.g + m * row);
+    product(kUh, i, b.g, b.fb);
+    product(kWh, i, b.y, b.g);
+    for (int m = 0; m < b.members; m++)
+      recur(b.g + m * row, b.fb + m * row, vector(kBh, i, m), b.fa + m * row, shape.width, h + m * row, b.x + m * row);
+    normalise(b.x, kLn2, i);
+    product(kMlp0, i, b.y, b.mid);
+    product(kMlp1, i, b.mid, b.y);
+    add(b.x, b.y, b.members * row);
+  }
+
+  // Logits of the byte after token t, and the target's score.
+  void head(size_t t) const {
+    normalise(b.x, kLnOut, 0);
+    product(kHead, 0, b.y, b.out);
+    for (int m = 0; m < b.members; m++) {
+      const int8_t* logits = b.out + m * padded(shape.vocab);
+      const size_t at = m * b.tokens + t;
+      if (b.logits) __builtin_memcpy(b.logits + at * shape.vocab, logits, shape.vocab);
+      if (!b.targets) continue;
+      b.scores[m] += log_likelihood(logits, shape.vocab, b.targets[at]);
+      if (b.bits) b.bits[at] = exact_bits(logits, shape.vocab, b.targets[at]);
+    }
+  }
+};
+
+// Calls copy(a member's row of b.h, the same row of b.states) for every layer.
+template <class Copy>
+inline void for_each_state(const Block& b, Copy copy) {
+  const int L = b.model->shape.layers, D = b.model->shape.width;
+  for (int m = 0; m < b.members; m++)
     for (int layer = 0; layer < L; layer++)
-      __builtin_memcpy(b.states + ((size_t)m * L + layer) * D, b.h + ((size_t)layer * M + m) * row, D);
+      copy(b.h + ((size_t)layer * b.members + m) * padded(D), b.states + ((size_t)m * L + layer) * D);
+}
+
+void run_block(const Block& b) {
+  if (b.noise) draw_noise(b);
+  if (stopped(b.stop)) return;
+  const size_t D = b.model->shape.width;
+  const Network network(b);
+  for_each_state(b, [D](int8_t* row, int8_t* state) { __builtin_memcpy(row, state, D); });
+  for (size_t t = 0; t < b.tokens; t++) {
+    embed(b, t);
+    for (int layer = 0; layer < b.model->shape.layers; layer++) {
+      if (stopped(b.stop)) return;
+      network.layer(layer);
+    }
+    if (b.targets || b.logits) network.head(t);
+  }
+  for_each_state(b, [D](int8_t* row, int8_t* state) { __builtin_memcpy(state, row, D); });
 }
 
 constexpr Isa make_isa(const char* name) {

@@ -48,7 +48,6 @@ struct Features {
     dotprod = has("hw.optional.arm.FEAT_DotProd");
     i8mm = has("hw.optional.arm.FEAT_I8MM");
 #endif
-    i8mm = i8mm && dotprod;
   }
 #if defined(__APPLE__)
   static bool has(const char* name) {

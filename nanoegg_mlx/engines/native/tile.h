@@ -8,7 +8,7 @@
 //   kBias               0x80 where the instruction multiplies unsigned by signed bytes, else 0
 //   kChains             independent sums that keep the multiplier busy, for peak()
 //   Sums, Bytes         register types of accumulators and operands
-//   start(v)            Sums with v in each lane
+//   start(v)            Sums whose totals are v for each output
 //   load(p)             kLanes * kGroup / kPair bytes of weights or of a row
 //   inputs(x, second)   kGroup inputs of one member for all lanes; if kPair is 2, of two members
 //   multiply_add(sums, weights, inputs)
@@ -41,7 +41,8 @@ inline int32_t four_bytes(const int8_t* p) {
   return four;
 }
 
-// Makes the compiler assume that a vector register changes here. No instruction results.
+// Makes the compiler assume that a vector register changes here, at no instruction. Needs an overload if Sums is not
+// one register.
 template <class T>
 inline void hide(T& v) {
 #if defined(__x86_64__)
@@ -65,8 +66,8 @@ struct VectorTile : TableExp2 {
   static constexpr int kGroup = Vector::kGroup, kPair = Vector::kPair, kPanel = kLanes * kVectors;
   static constexpr uint8_t kBias = Vector::kBias;
   static constexpr int kBytes = kLanes * kGroup / kPair; // of one load
-  // In a round, the operands that are fewer are all held in registers while the others pass through one; the other way
-  // round the accumulators would not fit.
+  // In a round, the kind of operand that is fewer is held in registers, and the other kind passes through one register;
+  // otherwise the accumulators would not fit.
   static constexpr bool kHoldWeights = kVectors * kPair <= kMembers / kPair;
 
   // The loops over accumulators are unrolled completely, or they would not stay in registers.
@@ -74,7 +75,7 @@ struct VectorTile : TableExp2 {
   static void multiply(const uint8_t* panel, int groups, const int8_t* x, size_t stride, const int32_t* start,
                        int32_t* raw) {
     constexpr int kRows = (NM + kPair - 1) / kPair, kColumns = NV * kPair;
-    // With an odd member left over, the second half of its pair is the member again; its sums are not stored.
+    // An odd last member is paired with itself; the second half of its sums is not stored.
     const auto inputs = [&x, stride](int row) {
       const int first = row * kPair, second = first + kPair - 1;
       return Vector::inputs(x + first * stride, x + (second < NM ? second : first) * stride);
@@ -146,7 +147,7 @@ struct VectorTile : TableExp2 {
     __builtin_memset(operands + kBytes, 5, kBytes);
     Bytes w = Vector::load(operands), x = Vector::load(operands + kBytes);
     Sums acc[kChains];
-    // Hidden from the compiler, which would otherwise see that all chains are the same.
+    // Without hide() the compiler would compute one chain, since all are the same.
 #pragma GCC unroll 24
     for (int i = 0; i < kChains; i++) {
       acc[i] = Vector::start(0);

@@ -63,7 +63,8 @@ struct Voter {
     }
   }
 
-  // fit * A transposed to (rows, columns), so that a product can sum over columns.
+  // fit * A transposed to (rows, columns), so that a product can sum over columns. |fit A| is at most 128 * 86, so two
+  // digits of base 128 fit int8 each, and two int8 products replace one of int16.
   void transpose(const Buffer& a_rows, const std::vector<int8_t>& fit, int rows, size_t columns, int8_t* low,
                  int8_t* high) const {
     const size_t stride = padded(rows), out = fit.size();
