@@ -1,10 +1,10 @@
 # make quickstart   a virtual environment, a corpus, and three minutes of training
 # make test         everything that has to hold: lint, types, tests
 # make notebook     EGGROLL's claims as experiments, in the browser (marimo, of the extra `notebook`)
-# make sanitize     the native engine on its own, with the address and undefined-behaviour sanitizers: recorded traces
+# make sanitize     the native engine without Python, with the address and undefined-behaviour sanitizers: recorded traces
 #                   and kernels against their scalar twins, on every instruction set of this machine; half a minute
 # make test-arm     the same compiled for 64-bit Arm and run in an emulator, on processors with and without i8mm and
-#                   dotprod; a minute and a half. Debian's g++-aarch64-linux-gnu and qemu-user have what it needs
+#                   dotprod; a minute and a half. It needs Debian's g++-aarch64-linux-gnu and qemu-user
 #
 # MLX=cpu (the default off macOS), cuda12 or cuda13 chooses MLX's back end on Linux.
 PYTHON ?= python3
@@ -13,7 +13,9 @@ BIN := $(VENV)/bin
 ifneq ($(shell uname -s),Darwin)
 MLX ?= cpu
 endif
-SOURCES := pyproject.toml setup.py $(wildcard nanoegg_mlx/engines/native/*.*)
+NATIVE := nanoegg_mlx/engines/native
+THRESHOLDS := nanoegg_mlx/core/normal_thresholds.json
+SOURCES := pyproject.toml setup.py $(THRESHOLDS) $(wildcard $(NATIVE)/*.*)
 empty :=
 comma := ,
 commas = $(subst $(empty) $(empty),$(comma),$(strip $(1)))
@@ -24,9 +26,11 @@ define install
 	@touch $@
 endef
 
-NATIVE := nanoegg_mlx/engines/native
-CHECK := tests/engines/check.cpp $(filter-out %/binding.cpp,$(wildcard $(NATIVE)/*.cpp))
-CHECK_FLAGS := -std=c++17 -pthread -Wall -Wextra -Wno-unknown-warning-option -Wno-maybe-uninitialized -I$(NATIVE)
+CXX_FILES := $(wildcard $(NATIVE)/*.h $(NATIVE)/*.cpp tests/engines/*.h tests/engines/*.cpp)
+CHECK := $(filter-out %/binding.cpp %/kernels.cpp,$(filter %.cpp,$(CXX_FILES)))
+CHECK_FLAGS := -std=c++17 -pthread -Wall -Wextra -Wno-unknown-warning-option -Wno-maybe-uninitialized -I$(NATIVE) \
+  -Ibuild/check
+CHECK_HEADERS := $(filter %.h,$(CXX_FILES)) build/check/normal_steps.h
 CASES := build/check/cases.bin
 ARM_CXX ?= aarch64-linux-gnu-g++
 ARM_RUN ?= qemu-aarch64
@@ -58,6 +62,7 @@ lint: $(VENV)/installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
 
 # The notebook needs the extra of that name on top.
 notebook: $(VENV)/installed-notebook
@@ -75,13 +80,14 @@ test-arm: build/check/arm $(CASES)
 	$(ARM_RUN) -cpu cortex-a76 build/check/arm $(CASES) dotprod,neon,portable
 	$(ARM_RUN) -cpu cortex-a53 build/check/arm $(CASES) neon,portable
 
-build/check/sanitized: $(CHECK) $(wildcard $(NATIVE)/*.h)
-	@mkdir -p $(@D)
+build/check/sanitized: $(CHECK) $(CHECK_HEADERS)
 	$(CXX) $(CHECK_FLAGS) -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all $(CHECK) -o $@
 
-build/check/arm: $(CHECK) $(wildcard $(NATIVE)/*.h)
-	@mkdir -p $(@D)
+build/check/arm: $(CHECK) $(CHECK_HEADERS)
 	$(ARM_CXX) $(CHECK_FLAGS) -O3 -static $(CHECK) -o $@
+
+build/check/normal_steps.h: $(NATIVE)/write_normal_steps.py $(THRESHOLDS)
+	$(PYTHON) $< $@
 
 $(CASES): $(VENV)/installed-test $(wildcard nanoegg_mlx/*.py nanoegg_mlx/core/*.py nanoegg_mlx/engines/*.py tests/*.py tests/engines/*.py tests/golden/*)
 	@mkdir -p $(@D)

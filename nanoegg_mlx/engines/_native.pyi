@@ -28,7 +28,6 @@ def score(
     states: np.ndarray,
     noise: Noise | None = None,
     first_member: int = 0,
-    group_size: int = 1,
     threads: int = 0,
     exact: bool = False,
     block: int = 0,
@@ -39,7 +38,6 @@ def logits(
     states: np.ndarray,
     noise: Noise | None = None,
     first_member: int = 0,
-    group_size: int = 1,
     threads: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]: ...
 def update(
@@ -51,7 +49,7 @@ def update(
     normalised: bool = False,
     threads: int = 0,
     isa: str = "",
-) -> tuple[dict[str, np.ndarray], dict[str, int]]: ...
+) -> dict[str, np.ndarray]: ...
 def votes(
     params: dict[str, np.ndarray],
     noise: Noise,
@@ -61,36 +59,6 @@ def votes(
     threads: int = 0,
     isa: str = "",
 ) -> dict[str, np.ndarray]: ...
-def naive_score(
-    params: dict[str, np.ndarray],
-    inputs: np.ndarray,
-    targets: np.ndarray,
-    states: np.ndarray,
-    noise: Noise | None = None,
-    first_member: int = 0,
-    group_size: int = 1,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]: ...
-def draw(key: tuple[int, int], start: int, count: int, isa: str = "") -> np.ndarray: ...
-def normals(m: np.ndarray, isa: str = "") -> np.ndarray: ...
-def matmul(
-    w: np.ndarray,
-    x: np.ndarray,
-    b: np.ndarray | None = None,
-    a: np.ndarray | None = None,
-    shift: int = 8,
-    isa: str = "",
-) -> np.ndarray: ...
-def products(w: np.ndarray, x: np.ndarray, isa: str = "") -> np.ndarray: ...
-def norm(x: np.ndarray, w: np.ndarray, isa: str = "") -> np.ndarray: ...
-def gate(
-    fa: np.ndarray, fb: np.ndarray, bf: np.ndarray, h: np.ndarray, isa: str = ""
-) -> tuple[np.ndarray, np.ndarray]: ...
-def recur(
-    ca: np.ndarray, cb: np.ndarray, bh: np.ndarray, fa: np.ndarray, h: np.ndarray, x: np.ndarray, isa: str = ""
-) -> tuple[np.ndarray, np.ndarray]: ...
-def move(z: np.ndarray, old: np.ndarray, bound: int, isa: str = "") -> tuple[np.ndarray, int]: ...
-def log_likelihood(logits: np.ndarray, target: int, isa: str = "") -> int: ...
-def cgroup_cpus(root: str = "") -> int: ...
 def peak(threads: int = 0, seconds: float = 0.5, isa: str = "") -> float: ...
 
 class Info(TypedDict):

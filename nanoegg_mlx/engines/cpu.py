@@ -1,7 +1,7 @@
 """The CPU engine: int8 dot-product kernels in C++, bit-identical to the MLX engine and tens of times faster on a CPU.
 
-The kernels are in native/, built as `_native` when the package is installed; this file only hands them arrays. A block
-of members runs through all its tokens on one core, and noise is generated inside the kernel.
+The kernels are in native/, built as `_native` when the package is installed; this file converts arrays and calls them.
+A block of members runs through all its tokens on one core, and noise is generated inside the kernel.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class CPUEngine:
         exact: bool = False,
     ) -> Scored:
         scored = _native.score(
-            # Packed anew at every call: a millisecond for the default model, and what changed in place is never missed.
+            # Packed at every call: this takes a millisecond for the default model, and no change in place is missed.
             _native.Weights(_as_numpy(params)),
             np.ascontiguousarray(inputs),
             np.ascontiguousarray(targets),
@@ -61,7 +61,7 @@ class CPUEngine:
         )
 
     def update(self, params: Params, fitness: np.ndarray, epoch: int) -> Params:
-        moved, _ = _native.update(
+        updated = _native.update(
             _as_numpy(params),
             self._epoch_noise(epoch),
             fitness,
@@ -70,10 +70,10 @@ class CPUEngine:
             normalised=not self.config.fast_fitness,
             threads=self.config.threads,
         )
-        return {name: mx.array(moved[name]) for name in params}
+        return {name: mx.array(updated[name]) for name in params}
 
     def votes(self, params: Params, fitness: np.ndarray, pairs: range, epoch: int) -> dict[str, mx.array]:
-        # Pairs without a vote cost nothing, so the others' are left out by silencing them.
+        # Pairs of fitness 0 cost nothing, so setting the others to 0 restricts the sums to `pairs`.
         some = np.zeros_like(fitness)
         some[pairs.start : pairs.stop] = fitness[pairs.start : pairs.stop]
         Z = _native.votes(
@@ -104,14 +104,15 @@ class CPUEngine:
 
 
 def instruction_sets() -> _native.Info:
-    """The instruction set in use (`isa`), those that would be `available`, fastest first, and `threads`.
+    """The instruction set in use (`isa`), those `available` on this machine, fastest first, and `threads`.
 
-    Raises InputError if NANOEGG_ISA names none of them.
+    Raises:
+        InputError: NANOEGG_ISA names none of them.
     """
     try:
         return _native.info()
     except ValueError as error:
-        raise InputError(f"The {error}.") from error
+        raise InputError(str(error)) from error
 
 
 def _as_numpy(params: Params) -> dict[str, np.ndarray]:

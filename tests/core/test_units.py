@@ -90,8 +90,8 @@ def test_thirteen_leaves_in_sorted_order() -> None:
 
 @pytest.mark.skipif(native_problem() is not None, reason="the CPU engine was not built")
 def test_native_noise_is_the_same_sequence() -> None:
-    from nanoegg_mlx.engines import _native
+    from tests.engines import kernels
 
     positions = mx.arange(2**30 - 5000, 2**30, dtype=mx.uint32)
     expected = np.array(int_normals(key(77), positions))
-    assert np.array_equal(_native.draw((0, 77), 2**30 - 5000, 5000), expected)
+    assert np.array_equal(kernels.draw((0, 77), 2**30 - 5000, 5000, isa=kernels.native.info()["isa"]), expected)

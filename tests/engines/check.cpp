@@ -1,11 +1,13 @@
-// The native engine without Python: what `make sanitize` runs under the sanitizers and `make test-arm` in an emulator.
+// The native engine without Python, for the sanitizers (`make sanitize`) and for an emulator (`make test-arm`).
 //
 //     check CASES [ISA,ISA,...]
 //
-// CASES is what write_cases.py wrote: runs of the recorded traces and of the plain Python twin. Every instruction set
-// of this machine replays them and has to arrive at every recorded bit, and its kernels are held against the scalar
-// twins of naive.h on random and extreme inputs. A second argument says which instruction sets have to be there, and
-// in which order. Prints what differs and, alone on its last line, how many checks passed and failed.
+// CASES is a file of write_cases.py: runs of the recorded traces and of the plain Python twin. Every instruction set of
+// this machine replays them and must reproduce every recorded bit, and its kernels are compared with the scalar twins
+// (check_kernels.cpp). The second argument lists the instruction sets that must be available, in their order. Prints
+// every difference and, on its last line, how many checks passed and failed.
+#include "check.h"
+
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -16,7 +18,6 @@
 #include <vector>
 
 #include "engine.h"
-#include "naive.h"
 
 using namespace nanoegg;
 
@@ -24,290 +25,14 @@ namespace {
 
 int passed = 0, failed = 0;
 
+} // namespace
+
 void check(bool ok, const std::string& what) {
-  if (ok) {
-    passed++;
-    return;
-  }
-  failed++;
-  std::printf("DIFFERS: %s\n", what.c_str());
+  (ok ? passed : failed)++;
+  if (!ok) std::printf("DIFFERS: %s\n", what.c_str());
 }
 
-bool same(const void* a, const void* b, size_t bytes) { return bytes == 0 || std::memcmp(a, b, bytes) == 0; }
-template <class T>
-bool same(const std::vector<T>& a, const std::vector<T>& b) {
-  return a.size() == b.size() && same(a.data(), b.data(), a.size() * sizeof(T));
-}
-
-// Random and extreme inputs
-
-uint64_t random_state = 1;
-uint64_t random_word() {
-  uint64_t z = random_state += 0x9E3779B97F4A7C15u;
-  z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9u;
-  z = (z ^ z >> 27) * 0x94D049BB133111EBu;
-  return z ^ z >> 31;
-}
-int random_in(int low, int high) { return low + (int)(random_word() % (uint64_t)(high - low + 1)); }
-
-// Number of ways below to fill an array.
-constexpr int kWays = 7;
-// bound: of the magnitude. Maximal products of one sign saturate 16 bits, where an instruction adds pairs there.
-void fill(int8_t* p, size_t n, int way, int bound = 127) {
-  for (size_t i = 0; i < n; i++) {
-    switch (way) {
-      case 0: p[i] = (int8_t)random_in(-bound, bound); break;
-      case 1: p[i] = (int8_t)bound; break;
-      case 2: p[i] = (int8_t)-bound; break;
-      case 3: p[i] = (int8_t)(i % 2 ? bound : -bound); break;
-      case 4: p[i] = (int8_t)(random_word() & 1 ? bound : -bound); break;
-      case 5: p[i] = (int8_t)random_in(-2, 2); break;
-      default: p[i] = 0;
-    }
-  }
-}
-int random_way() { return random_in(0, 2) ? 0 : random_in(1, kWays - 1); }
-
-// Rows at padded distances, as kernels want them, from rows that follow each other.
-Buffer padded_rows(const int8_t* rows, size_t count, size_t width) {
-  Buffer buffer(count * padded(width));
-  for (size_t i = 0; i < count; i++)
-    std::memcpy(buffer.as<int8_t>() + i * padded(width), rows + i * width, width);
-  return buffer;
-}
-bool same_rows(const Buffer& buffer, const std::vector<int8_t>& rows, size_t count, size_t width) {
-  for (size_t i = 0; i < count; i++)
-    if (!same(buffer.as<int8_t>() + i * padded(width), rows.data() + i * width, width)) return false;
-  return true;
-}
-
-// Single kernels against their twins
-
-void check_draws(const Isa& isa) {
-  std::vector<uint32_t> m;
-  for (const int32_t step : kNormalIndex)
-    for (int32_t d = -1; d <= 1; d++)
-      if (step + d < 1 << 23) m.push_back((uint32_t)(step + d));
-  for (uint32_t i = 0; i < 1u << 23; i += 4099) m.push_back(i);
-  std::vector<int8_t> fast(m.size()), slow;
-  for (const uint32_t v : m) slow.push_back(naive::normal(v));
-  isa.normals(m.data(), m.size(), fast.data());
-  check(same(fast, slow), std::string(isa.name) + " normals");
-  for (const size_t count : {1, 2, 15, 16, 17, 511, 512, 513, 1100}) {
-    const Key key{(uint32_t)random_word(), (uint32_t)random_word()};
-    const uint32_t last = (uint32_t)((1u << 30) - count);
-    for (const uint32_t start : {0u, (uint32_t)random_in(0, (int)last), last}) {
-      std::vector<int8_t> a(count), b(count);
-      isa.draw(key, start, count, a.data());
-      naive::draw(key, start, count, b.data());
-      check(same(a, b), std::string(isa.name) + " draw of " + std::to_string(count));
-    }
-  }
-}
-
-void check_product(const Isa& isa, int rows, int cols, int members, int rank) {
-  std::vector<int8_t> w((size_t)rows * cols), x((size_t)members * cols), expected((size_t)members * rows);
-  fill(w.data(), w.size(), random_way());
-  for (int m = 0; m < members; m++) fill(x.data() + (size_t)m * cols, cols, random_way());
-  const std::string what = std::string(isa.name) + " product of " + std::to_string(rows) + " x " +
-                           std::to_string(cols) + ", members " + std::to_string(members) + ", rank " +
-                           std::to_string(rank);
-  Buffer storage;
-  const Packed packed = pack_matrix(isa, w.data(), rows, cols, storage);
-  const Buffer xs = padded_rows(x.data(), members, cols);
-  std::vector<int32_t> start(members), raw(members * padded(rows)), expected_raw(rows);
-  isa.products(packed, xs.as<int8_t>(), members, start.data(), raw.data());
-  bool equal = true;
-  for (int m = 0; m < members; m++) {
-    naive::products(w.data(), rows, cols, x.data() + (size_t)m * cols, expected_raw.data());
-    equal = equal && same(raw.data() + m * padded(rows), expected_raw.data(), rows * sizeof(int32_t));
-  }
-  check(equal, what);
-
-  const int shift = random_in(0, 31);
-  const size_t in = padded(cols), out = padded(rows), slot = rank * (in + out);
-  Buffer factors(members * slot), ys(members * out);
-  std::vector<const int8_t*> each;
-  std::vector<int32_t> signs, projections((size_t)members * std::max(rank, 1));
-  for (int m = 0; m < members; m++) {
-    int8_t* b = factors.as<int8_t>() + m * slot;
-    int8_t* a = b + rank * in;
-    each.push_back(b);
-    signs.push_back(m % 2 ? -1 : 1);
-    const int way = random_way();
-    naive::Perturbation p;
-    for (int r = 0; r < rank; r++) fill(b + r * in, cols, way), fill(a + r * out, rows, random_way());
-    for (int i = 0; i < cols; i++)
-      for (int r = 0; r < rank; r++) p.b.push_back(b[r * in + i]);
-    for (int i = 0; i < rows; i++)
-      for (int r = 0; r < rank; r++) p.a.push_back(signs[m] * a[r * out + i]);
-    naive::matmul(w.data(), rows, cols, x.data() + (size_t)m * cols, rank ? &p : nullptr, rank, shift,
-                  expected.data() + (size_t)m * rows);
-  }
-  isa.matmul(packed, xs.as<int8_t>(), members, ys.as<int8_t>(), rank ? each.data() : nullptr, signs.data(), rank, shift,
-             start.data(), projections.data());
-  check(same_rows(ys, expected, members, rows), what + ", shift " + std::to_string(shift));
-}
-
-void check_products(const Isa& isa) {
-  for (int cols = 1; cols <= 140; cols++)
-    check_product(isa, random_in(1, 70), cols, random_in(1, 13), std::vector<int>{0, 1, 1, 2, 3}[cols % 5]);
-  for (const int cols : {256, 257, 1040, 1041, 1100, 4097})
-    for (int rank = 0; rank <= 2; rank++) check_product(isa, 65, cols, random_in(1, 8), rank);
-  // The largest sums there are: 65536 products of -128 and -128, or of 255 and 127 before their correction.
-  const int cols = 65536;
-  for (const int8_t value : {127, -128}) {
-    const std::vector<int8_t> w(2 * cols, value), x(cols, value);
-    Buffer storage;
-    const Packed packed = pack_matrix(isa, w.data(), 2, cols, storage);
-    const Buffer xs = padded_rows(x.data(), 1, cols);
-    int32_t start[1];
-    std::vector<int32_t> raw(padded(2));
-    isa.products(packed, xs.as<int8_t>(), 1, start, raw.data());
-    check(raw[0] == value * value * cols && raw[1] == raw[0], std::string(isa.name) + " largest sum");
-  }
-}
-
-void check_elementwise(const Isa& isa) {
-  for (int width = 1; width <= 200; width++) {
-    const int d = 1 + width % 127;
-    std::vector<int8_t> in[6], a(width), b(width);
-    for (auto& v : in) {
-      v.resize(width);
-      fill(v.data(), width, random_way(), width % 3 ? 127 : d);
-    }
-    const std::string what = std::string(isa.name) + " of width " + std::to_string(width);
-    Buffer rows[6];
-    for (int i = 0; i < 6; i++) rows[i] = padded_rows(in[i].data(), 1, width);
-    const auto row = [&rows](int i) { return rows[i].as<int8_t>(); };
-    const Buffer out(padded(width));
-
-    isa.norm(row(0), row(1), width, out.as<int8_t>());
-    naive::norm(in[0].data(), in[1].data(), width, a.data());
-    check(same_rows(out, a, 1, width), "norm " + what);
-
-    a = in[0];
-    isa.gate(row(0), row(1), row(2), row(3), width, out.as<int8_t>());
-    naive::gate(a.data(), in[1].data(), in[2].data(), in[3].data(), width, b.data());
-    check(same_rows(rows[0], a, 1, width) && same_rows(out, b, 1, width), "gate " + what);
-
-    a = in[4], b = in[5];
-    isa.recur(row(1), row(2), row(3), row(0), width, row(4), row(5));
-    std::vector<int8_t> f(row(0), row(0) + width);
-    naive::recur(in[1].data(), in[2].data(), in[3].data(), f.data(), width, a.data(), b.data());
-    check(same_rows(rows[4], a, 1, width) && same_rows(rows[5], b, 1, width), "recur " + what);
-  }
-  for (int vocab = 1; vocab <= 256; vocab++) {
-    std::vector<int8_t> logits(vocab);
-    fill(logits.data(), vocab, vocab % kWays);
-    const int target = random_in(0, vocab - 1);
-    check(isa.log_likelihood(logits.data(), vocab, target) == naive::log_likelihood(logits.data(), vocab, target),
-          std::string("log-likelihood ") + isa.name + " of " + std::to_string(vocab));
-  }
-  for (int n = 0; n <= 150; n++) {
-    const int64_t bound = std::vector<int64_t>{0, 1, 16 * 500, 16 * 500 + 1, (int64_t)1 << 60}[n % 5];
-    std::vector<int64_t> z(n);
-    std::vector<int8_t> old(n), a(n), b(n);
-    for (int64_t& v : z) v = n % 2 ? random_in(-1000, 1000) : (int64_t)random_word() >> 5;
-    fill(old.data(), n, n % kWays);
-    const int64_t moved = isa.move(z.data(), n, old.data(), bound, a.data());
-    check(naive::move(z.data(), n, old.data(), bound, b.data()) == moved && same(a, b),
-          std::string("move ") + isa.name + " of " + std::to_string(n));
-  }
-}
-
-// A model with a noise of its own.
-struct Random {
-  Shape shape;
-  std::vector<std::vector<int8_t>> leaves;
-  std::vector<const int8_t*> params;
-  std::vector<std::vector<uint32_t>> bases;
-  Noise noise{};
-
-  Random(Shape s, int rank, int shift, uint64_t perturbations, int way) : shape(s) {
-    noise = {{(uint32_t)random_word(), (uint32_t)random_word()}, {}, rank, shift, perturbations};
-    for (int leaf = 0; leaf < kLeaves; leaf++) {
-      const int layers = leaf_layers(s, leaf);
-      leaves.emplace_back((size_t)layers * leaf_rows(s, leaf) * leaf_cols(s, leaf));
-      fill(leaves.back().data(), leaves.back().size(), way);
-      bases.emplace_back();
-      for (int i = 0; i < layers; i++) bases.back().push_back((uint32_t)random_word());
-    }
-    for (int leaf = 0; leaf < kLeaves; leaf++) {
-      params.push_back(leaves[leaf].data());
-      noise.base[leaf] = bases[leaf].data();
-    }
-  }
-  Random(const Random&) = delete; // params and noise.base point into it
-};
-
-void check_scores(const Isa& isa, const Random& model, bool perturbed) {
-  const Shape& s = model.shape;
-  const Weights weights(isa, s, model.params.data());
-  const size_t members = random_in(1, 21), tokens = 5, state = (size_t)s.layers * s.width;
-  const uint64_t first = random_in(0, 9), group = random_in(1, 4);
-  const auto lane = [&](size_t i) { return ((first + i) / group - first / group) * tokens; };
-  std::vector<uint8_t> inputs(lane(members - 1) + tokens), targets(inputs.size());
-  for (uint8_t& v : inputs) v = random_in(0, 4) ? (uint8_t)random_in(0, s.vocab - 1) : 0;
-  for (uint8_t& v : targets) v = (uint8_t)random_in(0, s.vocab - 1);
-  std::vector<int8_t> before(members * state), slow, logits(members * tokens * s.vocab), slow_logits(logits.size());
-  fill(before.data(), before.size(), random_way());
-  slow = before;
-  std::vector<int64_t> slow_scores(members);
-  const Noise* noise = perturbed ? &model.noise : nullptr;
-  for (size_t i = 0; i < members; i++)
-    slow_scores[i] =
-        naive::score(s, model.params.data(), noise, first + i, inputs.data() + lane(i), targets.data() + lane(i),
-                     tokens, slow.data() + i * state, slow_logits.data() + i * tokens * s.vocab);
-  for (const int block : {0, 2, 6}) {
-    std::vector<int8_t> states = before;
-    std::vector<int64_t> scores(members);
-    score(weights, {noise, first, members, tokens, inputs.data(), targets.data(), group, states.data(), scores.data(),
-                    nullptr, logits.data()},
-          1 + block, block, nullptr);
-    check(same(scores, slow_scores) && same(states, slow) && same(logits, slow_logits),
-          std::string("score ") + isa.name + " of width " + std::to_string(s.width) + ", block " +
-              std::to_string(block));
-  }
-}
-
-void check_votes(const Isa& isa, const Random& model, bool use_clt, bool fast) {
-  const Shape& s = model.shape;
-  std::vector<int8_t> fitness(300);
-  fill(fitness.data(), fitness.size(), 0, fast ? 1 : 127);
-  std::vector<std::vector<int64_t>> z;
-  std::vector<int64_t*> pointers;
-  for (const auto& leaf : model.leaves) z.emplace_back(leaf.size());
-  for (auto& v : z) pointers.push_back(v.data());
-  votes(isa, {s, model.noise, fitness.data(), fitness.size(), use_clt, false}, 3, nullptr, pointers.data());
-  for (int leaf = 0; leaf < kLeaves; leaf++) {
-    std::vector<int64_t> expected(z[leaf].size());
-    const size_t each = (size_t)leaf_rows(s, leaf) * leaf_cols(s, leaf);
-    for (int layer = 0; layer < leaf_layers(s, leaf); layer++)
-      naive::votes(s, model.noise, leaf, layer, fitness.data(), fitness.size(), use_clt,
-                   expected.data() + layer * each);
-    check(same(z[leaf], expected), std::string("votes ") + isa.name + " for " + kLeafNames[leaf]);
-  }
-}
-
-void check_kernels(const Isa& isa) {
-  random_state = 1; // the same inputs for every instruction set
-  check_draws(isa);
-  check_products(isa);
-  check_elementwise(isa);
-  int number = 0;
-  for (const Shape shape : {Shape{1, 1, 1}, Shape{5, 7, 2}, Shape{17, 33, 1}, Shape{256, 20, 1}}) {
-    for (const int rank : {1, 3}) {
-      const Random model(shape, rank, std::vector<int>{0, 8, 31, 4}[number % 4], number % 3 ? 0 : 6, number % 5);
-      check_scores(isa, model, true);
-      check_scores(isa, model, false);
-      if (shape.vocab < 256) check_votes(isa, model, number % 2, number % 3);
-      number++;
-    }
-  }
-}
-
-// Recorded runs
+namespace {
 
 struct Reader {
   std::ifstream file;
@@ -377,8 +102,8 @@ struct Case {
       for (int leaf = 0; leaf < kLeaves; leaf++)
         epoch.bases.push_back(in.read<uint32_t>((size_t)leaf_layers(shape, leaf)));
       epoch.bound = in.number();
-      epoch.inputs = in.read<uint8_t>(members / group * tokens);
-      epoch.targets = in.read<uint8_t>(members / group * tokens);
+      epoch.inputs = per_member(in.read<uint8_t>(members / group * tokens));
+      epoch.targets = per_member(in.read<uint8_t>(members / group * tokens));
       epoch.scores = in.read<int64_t>(members);
       epoch.fitness = in.read<int8_t>(members / 2);
       epoch.states = in.read<int8_t>(members * shape.layers * shape.width);
@@ -389,12 +114,20 @@ struct Case {
     targets = in.read<uint8_t>(rows * row_tokens);
     scores = in.read<int64_t>(rows);
   }
+
+  // (members, tokens) from (lanes, tokens): a group of members reads the same lane.
+  std::vector<uint8_t> per_member(const std::vector<uint8_t>& lanes) const {
+    std::vector<uint8_t> all(members * tokens);
+    for (size_t i = 0; i < members; i++)
+      std::copy_n(lanes.begin() + i / group * tokens, tokens, all.begin() + i * tokens);
+    return all;
+  }
 };
 
-// Runs a case on one instruction set from its initial parameters, never looking at the recorded ones but to compare.
+// Runs a case on one instruction set from its initial parameters; the recorded ones are only compared with.
 void replay(const Isa& isa, const Case& run, int threads, int block) {
   const std::string what = std::string(isa.name) + ", " + run.name;
-  Leaves params = run.initial, moved = run.initial;
+  Leaves params = run.initial, updated = run.initial;
   std::vector<int8_t> states(run.members * run.shape.layers * run.shape.width);
   int number = 0;
   for (const Epoch& epoch : run.epochs) {
@@ -402,29 +135,23 @@ void replay(const Isa& isa, const Case& run, int threads, int block) {
     for (int leaf = 0; leaf < kLeaves; leaf++) noise.base[leaf] = epoch.bases[leaf].data();
     const Weights weights(isa, run.shape, pointers<const int8_t*>(params).data());
     std::vector<int64_t> scores(run.members);
-    score(weights, {&noise, 0, run.members, run.tokens, epoch.inputs.data(), epoch.targets.data(), run.group,
-                    states.data(), scores.data()},
+    score(weights,
+          {&noise, 0, run.members, run.tokens, epoch.inputs.data(), epoch.targets.data(), states.data(), scores.data()},
           threads, block, nullptr);
-    int64_t changed[kLeaves], expected[kLeaves] = {};
     update(isa, {run.shape, noise, epoch.fitness.data(), epoch.fitness.size(), run.use_clt, run.normalised},
-           pointers<const int8_t*>(params).data(), epoch.bound, threads, nullptr, pointers<int8_t*>(moved).data(),
-           changed);
-    for (int leaf = 0; leaf < kLeaves; leaf++)
-      for (size_t i = 0; i < params[leaf].size(); i++)
-        expected[leaf] += params[leaf][i] != epoch.params[leaf][i];
-    params = moved;
+           pointers<const int8_t*>(params).data(), epoch.bound, threads, nullptr, pointers<int8_t*>(updated).data());
+    params = updated;
     const std::string where = what + ", epoch " + std::to_string(number++);
     check(scores == epoch.scores, where + ": scores");
     check(same(states, epoch.states), where + ": states");
     check(params == epoch.params, where + ": parameters");
-    check(same(changed, expected, sizeof changed), where + ": numbers of changed entries");
   }
   if (run.rows == 0) return;
   const Weights weights(isa, run.shape, pointers<const int8_t*>(params).data());
   std::vector<int8_t> zero(run.rows * run.shape.layers * run.shape.width);
   std::vector<int64_t> scores(run.rows);
-  score(weights, {nullptr, 0, run.rows, run.row_tokens, run.inputs.data(), run.targets.data(), 1, zero.data(),
-                  scores.data()},
+  score(weights,
+        {nullptr, 0, run.rows, run.row_tokens, run.inputs.data(), run.targets.data(), zero.data(), scores.data()},
         threads, block, nullptr);
   check(scores == run.scores, what + ": validation");
 }
@@ -445,7 +172,7 @@ void check_choice(const std::string& expected) {
   setenv("NANOEGG_ISA", "none such", 1);
   try {
     choose_isa("");
-    check(false, "an unknown NANOEGG_ISA is refused");
+    check(false, "an unknown NANOEGG_ISA is an error");
   } catch (const std::invalid_argument& error) {
     check(std::strstr(error.what(), "none such") && std::strstr(error.what(), "portable"), error.what());
   }

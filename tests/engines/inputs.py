@@ -1,4 +1,4 @@
-"""Random and extreme inputs for the native kernels, and the noise of a config as they take it."""
+"""Random and extreme inputs for the native kernels."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TWINS = [*ISAS, "naive"]
 
 
 def numbers(rng: np.random.Generator, *shape: int, bound: int = 127) -> np.ndarray:
-    """Int8 of magnitude up to `bound`, each row in one of the ways that break arithmetic: mostly random, else maximal
+    """Int8 of magnitude up to `bound`. Most rows are random; the others are of a kind that breaks arithmetic: maximal
     values of one sign (which saturate 16 bits where an instruction adds two products there), of both, tiny, or zero."""
     values = rng.integers(-bound, bound + 1, shape)
     rows = values.reshape(-1, shape[-1])
@@ -33,23 +33,8 @@ def numbers(rng: np.random.Generator, *shape: int, bound: int = 127) -> np.ndarr
 
 
 def random_params(rng: np.random.Generator, config: Config) -> dict[str, np.ndarray]:
-    """Parameters that no training would come to."""
+    """Parameters that no training would reach."""
     return {
         name: numbers(rng, *([config.n_layer] if name.startswith("blocks.") else []), *shape)
         for name, _, shape in oracle.leaves(config)
     }
-
-
-def epoch_noise(config: Config, epoch: int) -> Any:
-    """The epoch's perturbations, from the plain Python twin's keys."""
-    true_epoch = epoch // config.noise_reuse if config.noise_reuse else 0
-    return native.Noise(
-        oracle.make_key(config.seed),
-        [
-            np.array([oracle.fold_in(key, true_epoch)[0] for key in keys], np.uint32)
-            for keys in oracle.leaf_keys(config).values()
-        ],
-        rank=config.rank,
-        sigma_shift=config.sigma_shift,
-        num_perturbations=config.num_perturbations,
-    )

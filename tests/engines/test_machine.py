@@ -1,4 +1,4 @@
-"""What the native engine does with the machine: how many processors it takes, and that Ctrl-C ends a long call."""
+"""The native engine and the machine: how many processors it uses, and that Ctrl-C ends a long call."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.engines import kernels
 from tests.engines.inputs import native
 
 
@@ -61,19 +62,19 @@ def fake_root(folder: Path, groups: str, files: dict[str, str]) -> str:
     ],
 )
 def test_quotas_of_control_groups(tmp_path: Path, groups: str, files: dict[str, str], expected: int) -> None:
-    assert native.cgroup_cpus(fake_root(tmp_path, groups, files)) == expected
+    assert kernels.cgroup_cpus(fake_root(tmp_path, groups, files)) == expected
 
 
 def test_no_control_groups(tmp_path: Path) -> None:
-    assert native.cgroup_cpus(str(tmp_path)) == 0
+    assert kernels.cgroup_cpus(str(tmp_path)) == 0
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="affinity masks are Linux's")
 def test_threads_are_the_usable_processors() -> None:
-    """All of the affinity mask by default, or what the quota grants."""
+    """By default all of the affinity mask, or what the quota grants."""
     code = "import os; from nanoegg_mlx.engines import _native; print(_native.info()['threads'])"
     mask = os.sched_getaffinity(0)
-    quota = native.cgroup_cpus() or len(mask)
+    quota = kernels.cgroup_cpus() or len(mask)
     assert native.info()["threads"] == min(len(mask), quota)
     one = {min(mask)}
     done = subprocess.run(
@@ -90,15 +91,15 @@ import json, sys, time
 import numpy as np
 from nanoegg_mlx import Config, init_params
 from nanoegg_mlx.engines import _native
-from tests.engines.inputs import epoch_noise
+from tests.engines.kernels import epoch_noise
 
 config = Config(n_layer=4, n_embd=256)
 params = {name: np.array(value) for name, value in init_params(config).items()}
-weights, noise = _native.Weights(params), epoch_noise(config, 0)
+weights, noise = _native.Weights(params), epoch_noise(config, 0).native()
 
 def score(share):
-    tokens = np.zeros((1, int(1e6 * share)), np.uint8)
-    _native.score(weights, tokens, tokens, np.zeros((64, 4, 256), np.int8), noise, group_size=64, threads=2)
+    tokens = np.zeros((64, int(1e6 * share)), np.uint8)
+    _native.score(weights, tokens, tokens, np.zeros((64, 4, 256), np.int8), noise, threads=2)
 
 def update(share):
     _native.update(params, noise, np.ones(int(3e6 * share), np.int8), 1, threads=2)

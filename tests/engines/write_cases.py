@@ -1,9 +1,9 @@
-"""Writes runs as a binary file for golden_main.cpp, which has no Python: recorded traces and the oracle's own.
+"""Writes runs as a binary file for check.cpp, which has no Python: recorded traces, and runs of the plain Python twin.
 
     python -m tests.engines.write_cases FILE
 
-A recorded trace keeps only digests of parameters and states, so they are computed again on the MLX engine and checked
-against the digests on the way. Little-endian, all numbers int64 unless told otherwise, arrays in C order:
+A recorded trace keeps only digests of parameters and states, so this script computes them again on the MLX engine and
+checks them against the digests. Little-endian, all numbers int64 unless stated otherwise, arrays in C order:
 
     "eggcases", number of cases, then each case:
     length and bytes of its name; V D L; two words of key(seed); rank, sigma_shift, num_perturbations, group size,
@@ -30,7 +30,7 @@ from tests.test_oracle import CASES, TINY, text
 from tests.traces import NAMES, Trace, sha256
 
 EPOCHS = 3
-"""Of a recorded trace, at most; one of a large model, and no validation, for an emulator's sake."""
+"""Of a recorded trace, at most. Large models get one epoch and no validation, because an emulator is slow."""
 
 
 def main(path: Path) -> None:

@@ -1,9 +1,10 @@
-// How many processors this process may use: those of its affinity mask, or fewer where a control group has a quota.
+// The number of processors that this process may use: those of its affinity mask, or fewer if a control group has a
+// quota.
 //
-// Notable: a container that was given two CPUs usually sees all of the machine's in its mask; the limit is a quota of
-// time, set for one of the control groups that the process is in, its own or an ancestor's. The path that
-// /proc/self/cgroup names may be the host's, with only the container's part of the tree mounted: folders that are not
-// there are passed over, and the mount's own root is always looked at.
+// Notable: the mask of a container with two CPUs usually has all CPUs of the machine. Its limit is a quota of time, set
+// for a control group of the process, its own or an ancestor's. The path in /proc/self/cgroup may be the host's, with
+// only the container's part of the tree mounted. So missing folders are skipped, and the root of the mount is always
+// read.
 #include <algorithm>
 #include <cstdint>
 #include <fstream>
@@ -35,7 +36,7 @@ int quota_v2(const std::string& folder) {
   return file >> quota >> period ? rounded_up(quota, period) : kUnlimited;
 }
 
-// Version 1: a quota of -1 is none.
+// Version 1: a quota of -1 means no quota.
 int quota_v1(const std::string& folder) {
   std::ifstream quota_file(folder + "/cpu.cfs_quota_us"), period_file(folder + "/cpu.cfs_period_us");
   int64_t quota, period;
@@ -55,7 +56,7 @@ int cgroup_cpus(const std::string& root) {
   int least = kUnlimited;
   const std::string mount = root + "/sys/fs/cgroup";
   std::ifstream groups(root + "/proc/self/cgroup");
-  // Lines are ID:CONTROLLERS:PATH; version 2 has no controllers there.
+  // Lines are ID:CONTROLLERS:PATH; in version 2 CONTROLLERS is empty.
   for (std::string line; std::getline(groups, line);) {
     const size_t first = line.find(':'), second = line.find(':', first + 1);
     if (second == std::string::npos || line.compare(second + 1, 1, "/") != 0) continue;

@@ -1,5 +1,13 @@
-// Which instruction sets this binary holds and this machine has.
-#include "kernels.h"
+// The choice between the compiled instruction sets that this machine has, and their peak.
+#include <algorithm>
+#include <chrono>
+#include <cstdlib>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "engine.h"
 
 #if defined(__x86_64__)
 #include <cpuid.h>
@@ -18,7 +26,7 @@ struct Features {
   Features() {
     unsigned a, b, c, d;
     if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & bit_OSXSAVE)) return;
-    // The registers count only if the operating system saves them: bits 1, 2 of XCR0 for AVX, 5 to 7 for AVX-512.
+    // Registers are usable only if the operating system saves them: bits 1, 2 of XCR0 for AVX, 5 to 7 for AVX-512.
     unsigned xcr0, high;
     __asm__("xgetbv" : "=a"(xcr0), "=d"(high) : "c"(0));
     const bool ymm = (xcr0 & 0x06) == 0x06, zmm = (xcr0 & 0xE6) == 0xE6;
@@ -40,7 +48,6 @@ struct Features {
     dotprod = has("hw.optional.arm.FEAT_DotProd");
     i8mm = has("hw.optional.arm.FEAT_I8MM");
 #endif
-    i8mm = i8mm && dotprod;
   }
 #if defined(__APPLE__)
   static bool has(const char* name) {
@@ -80,6 +87,38 @@ struct List {
 const Isa* const* available_isas() {
   static const List list;
   return list.isas;
+}
+
+const Isa& choose_isa(const char* name) {
+  const bool given = name && *name;
+  const char* asked = given ? name : std::getenv("NANOEGG_ISA");
+  std::string have;
+  for (const Isa* const* isa = available_isas(); *isa; isa++) {
+    if (!asked || !*asked || std::strcmp(asked, (*isa)->name) == 0) return **isa;
+    have += (have.empty() ? "" : ", ") + std::string((*isa)->name);
+  }
+  throw std::invalid_argument((given ? "isa is \"" : "NANOEGG_ISA is \"") + std::string(asked) +
+                              "\"; it must be one of: " + have + ".");
+}
+
+double peak(const Isa& isa, int threads, double seconds, const Poll& poll) {
+  using Clock = std::chrono::steady_clock;
+  threads = choose_threads(threads);
+  std::vector<double> rates(threads);
+  int stop = 0;
+  parallel(threads, threads, &stop, poll, [&](size_t job, int) {
+    const auto begin = Clock::now();
+    uint64_t work = 0;
+    double elapsed = 0;
+    do {
+      work += isa.peak(1 << 14);
+      elapsed = std::chrono::duration<double>(Clock::now() - begin).count();
+    } while (elapsed < seconds && !is_set(&stop));
+    rates[job] = (double)work / elapsed;
+  });
+  double total = 0;
+  for (const double r : rates) total += r;
+  return total;
 }
 
 } // namespace nanoegg

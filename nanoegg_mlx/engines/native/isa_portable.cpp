@@ -1,10 +1,10 @@
-// Portable C++: the same tiles as plain loops, for 64-bit x86 without AVX2 and for processors not thought of here.
-#include "kernels.h"
+// Portable C++: the same tiles as plain loops, for 64-bit x86 without AVX2 and for all other processors.
+#include "tile.h"
 
 namespace nanoegg {
 namespace {
 
-struct Tile {
+struct Tile : TableExp2 {
   static constexpr int kLanes = 16, kVectors = 1, kPanel = 16, kMembers = 2, kGroup = 1;
   static constexpr uint8_t kBias = 0;
 
@@ -24,13 +24,7 @@ struct Tile {
     sums[0] = sum;
   }
 
-  static uint32_t exp2_sum(const int8_t* logits, int vocab) {
-    uint32_t total = 0;
-    for (int j = 0; j < vocab; j++) total += (uint32_t)exp2_table[logits[j] + 128];
-    return total;
-  }
-
-  // The rate of a tile that stays in L1: without intrinsics there is no telling what a register-only loop would be.
+  // The rate of a tile that stays in L1: without intrinsics there is no loop that is sure to stay in registers.
   static uint64_t peak(uint64_t rounds) {
     static uint8_t panel[64 * kPanel];
     static int8_t x[kMembers * 64];
@@ -50,4 +44,4 @@ struct Tile {
 
 namespace nanoegg {
 const Isa kPortable = make_isa("portable");
-}
+} // namespace nanoegg

@@ -1,14 +1,20 @@
-// The staircases of spec sections 1 and 5 as data, and the compact tables made from them when the library is loaded.
+// The names of the leaves, and the tables of tables.h, made when the library is loaded.
 //
-// Notable: a draw m in [0, 2^23) is looked up by its distance t to the nearer end of the range, because the steps lie
-// densely there. The bucket is the exponent and five bits of mantissa of float(t + 1); no bucket holds more than one
-// step (checked when the table is built), so an entry is that step's place in the bucket and the values on its two
-// sides.
-#include "kernels.h"
+// Notable: the steps of the normal come from core/normal_thresholds.json (write_normal_steps.py makes normal_steps.h of
+// it when the library is built), EXP2 and LOG2 from exact integers. A draw m in [0, 2^23) is looked up by its distance
+// t to the nearer end of the range, because the steps lie densely there. The bucket is the exponent and five bits of
+// mantissa of float(t + 1). No bucket holds more than one step (checked when the table is made), so an entry is that
+// step's place in the bucket and the values on its two sides.
+#include "tables.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
+#include <iterator>
+
+#include "model.h"
+#include "normal_steps.h"
 
 namespace nanoegg {
 
@@ -28,108 +34,45 @@ const char* const kLeafNames[kLeaves] = {
     "ln_out.weight",
 };
 
-// clang-format off
-const int32_t kNormalFirst = -86;
-const int32_t kNormalIndex[kNormalSteps] = {
-    1, 2, 3, 4, 5, 7, 9, 12, 16, 21, 29, 38, 51, 68, 90, 119, 156, 204, 266, 346, 447, 577, 742, 950, 1212, 1541,
-    1952, 2463, 3096, 3879, 4841, 6019, 7458, 9207, 11324, 13878, 16946, 20619, 24996, 30195, 36344, 43588, 52091,
-    62031, 73606, 87033, 102547, 120402, 140873, 164250, 190842, 220974, 254983, 293220, 336041, 383809, 436890,
-    495642, 560420, 631562, 709389, 794198, 886255, 985789, 1092990, 1207997, 1330897, 1461721, 1600437, 1746948,
-    1901088, 2062624, 2231249, 2406589, 2588201, 2775576, 2968143, 3165276, 3366296, 3570480, 3777070, 3985280,
-    4403329, 4611539, 4818129, 5022313, 5223332, 5420465, 5613033, 5800408, 5982020, 6157360, 6325985, 6487520,
-    6641661, 6788171, 6926887, 7057712, 7180612, 7295619, 7402819, 7502353, 7594410, 7679219, 7757047, 7828189,
-    7892966, 7951719, 8004799, 8052568, 8095389, 8133625, 8167635, 8197766, 8224359, 8247736, 8268206, 8286062,
-    8301576, 8315003, 8326578, 8336518, 8345020, 8352265, 8358414, 8363612, 8367990, 8371662, 8374731, 8377285,
-    8379402, 8381151, 8382589, 8383768, 8384730, 8385512, 8386146, 8386657, 8387068, 8387396, 8387658, 8387866,
-    8388031, 8388161, 8388263, 8388343, 8388405, 8388453, 8388490, 8388519, 8388541, 8388557, 8388570, 8388580,
-    8388587, 8388593, 8388597, 8388600, 8388602, 8388604, 8388605, 8388606, 8388607,
-};
-const int8_t kNormalValue[kNormalSteps] = {
-    -81, -80, -79, -78, -77, -76, -75, -74, -73, -72, -71, -70, -69, -68, -67, -66, -65, -64, -63, -62, -61, -60, -59,
-    -58, -57, -56, -55, -54, -53, -52, -51, -50, -49, -48, -47, -46, -45, -44, -43, -42, -41, -40, -39, -38, -37, -36,
-    -35, -34, -33, -32, -31, -30, -29, -28, -27, -26, -25, -24, -23, -22, -21, -20, -19, -18, -17, -16, -15, -14, -13,
-    -12, -11, -10, -9, -8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17,
-    18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31, 32, 33, 34, 35, 36, 37, 38, 39, 40, 41, 42, 43, 44, 45,
-    46, 47, 48, 49, 50, 51, 52, 53, 54, 55, 56, 57, 58, 59, 60, 61, 62, 63, 64, 65, 66, 67, 68, 69, 70, 71, 72, 73,
-    74, 75, 76, 77, 78, 79, 80, 83,
-};
-
-const int32_t kLog2First = -64;
-const uint32_t kLog2Breakpoints[kLog2Steps] = {
-    2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 29, 30, 31, 32,
-    34, 35, 37, 39, 40, 42, 44, 46, 48, 50, 52, 54, 57, 59, 62, 64, 67, 70, 73, 77, 80, 83, 87, 91, 95, 99, 104, 108,
-    113, 118, 123, 128, 134, 140, 146, 153, 159, 166, 174, 182, 190, 198, 207, 216, 225, 235, 246, 256, 268, 280, 292,
-    305, 318, 332, 347, 363, 379, 395, 413, 431, 450, 470, 491, 512, 535, 559, 584, 609, 636, 664, 694, 725, 757, 790,
-    825, 862, 900, 940, 981, 1024, 1070, 1117, 1167, 1218, 1272, 1328, 1387, 1449, 1513, 1580, 1650, 1723, 1799, 1879,
-    1962, 2048, 2139, 2234, 2333, 2436, 2544, 2656, 2774, 2897, 3025, 3159, 3299, 3445, 3597, 3757, 3923, 4096, 4278,
-    4467, 4665, 4871, 5087, 5312, 5548, 5793, 6050, 6317, 6597, 6889, 7194, 7513, 7845, 8192, 8555, 8934, 9329, 9742,
-    10174, 10624, 11095, 11586, 12099, 12634, 13194, 13778, 14388, 15025, 15690, 16384, 17110, 17867, 18658, 19484,
-    20347, 21248, 22189, 23171, 24197, 25268, 26387, 27555, 28775, 30049, 31379, 32768, 34219, 35734, 37316, 38968,
-    40694, 42495, 44377, 46341, 48393, 50536, 52773, 55109, 57549, 60097, 62758, 65536, 68438, 71468, 74632, 77936,
-    81387, 84990, 88753, 92682, 96786, 101071, 105546, 110218, 115098, 120194, 125515, 131072, 136876, 142936, 149264,
-    155872, 162773, 169980, 177505, 185364, 193571, 202141, 211091, 220436, 230196, 240388, 251030, 262144, 273751,
-    285871, 298527, 311744, 325546, 339959, 355010, 370728, 387142, 404282, 422181, 440872, 460391, 480775, 502060,
-    524288, 547501, 571741, 597054, 623488, 651092, 679918, 710020, 741456, 774283, 808563, 844361, 881744, 920782,
-    961549, 1004120, 1048576, 1095001, 1143481, 1194107, 1246975, 1302183, 1359835, 1420040, 1482911, 1548565,
-    1617126, 1688722, 1763488, 1841564, 1923097, 2008240, 2097152, 2190001, 2286961, 2388213, 2493949, 2604365,
-    2719670, 2840080, 2965821, 3097129, 3234251, 3377444, 3526976, 3683128, 3846194, 4016480, 4194304, 4380002,
-    4573921, 4776426, 4987897, 5208730, 5439340, 5680160, 5931642, 6194258, 6468502, 6754887, 7053951, 7366256,
-    7692388, 8032959, 8388608, 8760004, 9147842, 9552852, 9975793, 10417459, 10878679, 11360319, 11863284, 12388516,
-    12937003, 13509773, 14107901, 14732511, 15384775, 16065918, 16777216, 17520007, 18295684, 19105703, 19951585,
-    20834917, 21757358, 22720638, 23726567, 24777032, 25874005, 27019545, 28215802, 29465022, 30769550, 32131835,
-    33554432, 35040014, 36591368, 38211406, 39903170, 41669834, 43514715, 45441276, 47453133, 49554063, 51748009,
-    54039089, 56431604, 58930044, 61539100, 64263669, 67108864, 70080028, 73182736, 76422812, 79806339, 83339668,
-    87029430, 90882552, 94906266, 99108125, 103496017, 108078177, 112863207, 117860088, 123078200, 128527337,
-    134217728, 140160055, 146365471, 152845624, 159612678, 166679335, 174058859, 181765103, 189812532, 198216250,
-    206992034, 216156354, 225726413, 235720175, 246156399, 257054674, 268435456,
-};
-const int16_t kLog2Values[kLog2Steps] = {
-    -48, -38, -32, -26, -22, -19, -16, -13, -10, -8, -6, -4, -3, -1, 0, 1, 2, 3, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14,
-    15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31, 32, 33, 34, 35, 36, 37, 38, 39, 40, 41, 42,
-    43, 44, 45, 46, 47, 48, 49, 50, 51, 52, 53, 54, 55, 56, 57, 58, 59, 60, 61, 62, 63, 64, 65, 66, 67, 68, 69, 70,
-    71, 72, 73, 74, 75, 76, 77, 78, 79, 80, 81, 82, 83, 84, 85, 86, 87, 88, 89, 90, 91, 92, 93, 94, 95, 96, 97, 98,
-    99, 100, 101, 102, 103, 104, 105, 106, 107, 108, 109, 110, 111, 112, 113, 114, 115, 116, 117, 118, 119, 120, 121,
-    122, 123, 124, 125, 126, 127, 128, 129, 130, 131, 132, 133, 134, 135, 136, 137, 138, 139, 140, 141, 142, 143, 144,
-    145, 146, 147, 148, 149, 150, 151, 152, 153, 154, 155, 156, 157, 158, 159, 160, 161, 162, 163, 164, 165, 166, 167,
-    168, 169, 170, 171, 172, 173, 174, 175, 176, 177, 178, 179, 180, 181, 182, 183, 184, 185, 186, 187, 188, 189, 190,
-    191, 192, 193, 194, 195, 196, 197, 198, 199, 200, 201, 202, 203, 204, 205, 206, 207, 208, 209, 210, 211, 212, 213,
-    214, 215, 216, 217, 218, 219, 220, 221, 222, 223, 224, 225, 226, 227, 228, 229, 230, 231, 232, 233, 234, 235, 236,
-    237, 238, 239, 240, 241, 242, 243, 244, 245, 246, 247, 248, 249, 250, 251, 252, 253, 254, 255, 256, 257, 258, 259,
-    260, 261, 262, 263, 264, 265, 266, 267, 268, 269, 270, 271, 272, 273, 274, 275, 276, 277, 278, 279, 280, 281, 282,
-    283, 284, 285, 286, 287, 288, 289, 290, 291, 292, 293, 294, 295, 296, 297, 298, 299, 300, 301, 302, 303, 304, 305,
-    306, 307, 308, 309, 310, 311, 312, 313, 314, 315, 316, 317, 318, 319, 320, 321, 322, 323, 324, 325, 326, 327, 328,
-    329, 330, 331, 332, 333, 334, 335, 336, 337, 338, 339, 340, 341, 342, 343, 344, 345, 346, 347, 348, 349, 350, 351,
-    352, 353, 354, 355, 356, 357, 358, 359, 360, 361, 362, 363, 364, 365, 366, 367, 368, 369, 370, 371, 372, 373, 374,
-    375, 376, 377, 378, 379, 380, 381, 382, 383, 384,
-};
-
-// clang-format on
-
 uint32_t normal_lookup[2 * kNormalBuckets];
 int32_t exp2_table[256];
 double exp2_exact[256];
 
-int32_t log2_sixteenths(uint32_t s) {
-  // Last breakpoint <= s.
-  int low = 0, high = kLog2Steps;
-  while (low < high) {
-    const int mid = (low + high) / 2;
-    if (kLog2Breakpoints[mid] <= s)
-      low = mid + 1;
-    else
-      high = mid;
-  }
-  return low == 0 ? kLog2First : kLog2Values[low - 1];
-}
-
-double exact_log2(double s) { return std::log2(s); }
-
 namespace {
 
+// log2_steps[i] = the smallest s with LOG2(s) > i, up to the largest sum of EXP2, 256 EXP2[255] < 2^28.
+constexpr int kLog2Steps = 382;
+uint32_t log2_steps[kLog2Steps];
+
+// floor(log2(s^16)) for 1 <= s < 2^30, in integers.
+int log2_of_power(uint32_t s) {
+  uint32_t limbs[15] = {1};
+  for (int i = 0; i < 16; i++) {
+    uint64_t carry = 0;
+    for (uint32_t& limb : limbs) {
+      carry += (uint64_t)limb * s;
+      limb = (uint32_t)carry;
+      carry >>= 32;
+    }
+  }
+  int top = 14;
+  while (limbs[top] == 0) top--;
+  int bit = 31;
+  while (!(limbs[top] >> bit)) bit--;
+  return 32 * top + bit;
+}
+
+// The smallest s with s^16 >= 2^exponent. The float is only where the search begins.
+uint32_t root16(int exponent) {
+  uint32_t s = (uint32_t)std::ceil(std::exp2(exponent / 16.0));
+  while (s > 1 && log2_of_power(s - 1) >= exponent) s--;
+  while (log2_of_power(s) < exponent) s++;
+  return s;
+}
+
 int32_t normal_of(uint32_t m) {
-  int32_t value = kNormalFirst;
-  for (int i = 0; i < kNormalSteps && (uint32_t)kNormalIndex[i] <= m; i++) value = kNormalValue[i];
-  return value;
+  const auto above = std::upper_bound(std::begin(kNormalIndex), std::end(kNormalIndex), m);
+  return above == std::begin(kNormalIndex) ? kNormalFirst : kNormalValue[above - std::begin(kNormalIndex) - 1];
 }
 
 uint32_t float_bits(float f) {
@@ -138,39 +81,49 @@ uint32_t float_bits(float f) {
   return bits;
 }
 
+// The entry of the distances t with float(t + 1) in `bucket`; 0 if there are none.
+uint32_t normal_entry(uint32_t side, uint32_t bucket) {
+  const double scale = std::ldexp(1.0, bucket / 32);
+  const double low = scale * (1 + bucket % 32 / 32.0), high = scale * (1 + (bucket % 32 + 1) / 32.0);
+  const uint32_t first = (uint32_t)std::ceil(low) - 1;
+  const uint32_t end = std::min((uint32_t)std::ceil(high) - 1, 1u << 22);
+  if (first >= end) return 0;
+  const auto value = [side](uint32_t t) { return normal_of(side ? (1u << 23) - 1 - t : t); };
+  const int32_t below = value(first), above = value(end - 1);
+  uint32_t offset = 0;
+  if (above != below) {
+    // The one place where the value changes, by bisection.
+    uint32_t a = first, b = end - 1;
+    while (b - a > 1) {
+      const uint32_t mid = (a + b) / 2;
+      (value(mid) == below ? a : b) = mid;
+    }
+    if (value(b) != above) std::abort();
+    offset = float_bits((float)(b + 1)) >> 2 & 0xFFFF;
+  }
+  return offset << 16 | (uint32_t)(uint8_t)above << 8 | (uint8_t)below;
+}
+
 struct Tables {
   Tables() {
+    // LOG2(s) = floor(16 log2(s / 16)) = floor(log2(s^16)) - 64, EXP2[i] = floor(2^((64 + i) / 16)).
+    for (int i = 0; i < kLog2Steps; i++) log2_steps[i] = root16(64 + i + 1);
     for (int i = 0; i < 256; i++) {
       exp2_exact[i] = std::ldexp(std::exp2(i % 16 / 16.0), i / 16);
-      exp2_table[i] = (int32_t)(16 * exp2_exact[i]);
+      exp2_table[i] = (int32_t)root16(64 + i) - (i % 16 != 0); // exact at whole octaves, else rounded up
     }
-    for (uint32_t side = 0; side < 2; side++) {
-      for (uint32_t bucket = 0; bucket <= 22 * 32; bucket++) {
-        // Distances t with float(t + 1) in this bucket: [first, end), possibly none among the integers.
-        const double scale = std::ldexp(1.0, bucket / 32);
-        const double low = scale * (1 + bucket % 32 / 32.0), high = scale * (1 + (bucket % 32 + 1) / 32.0);
-        const uint32_t first = (uint32_t)std::ceil(low) - 1;
-        uint32_t end = (uint32_t)std::ceil(high) - 1;
-        if (end > (1u << 22)) end = 1u << 22;
-        if (first >= end) continue;
-        const auto value = [side](uint32_t t) { return normal_of(side ? (1u << 23) - 1 - t : t); };
-        const int32_t below = value(first), above = value(end - 1);
-        uint32_t offset = 0;
-        if (above != below) {
-          // The one place where the value changes, by bisection.
-          uint32_t a = first, b = end - 1;
-          while (b - a > 1) {
-            const uint32_t mid = (a + b) / 2;
-            (value(mid) == below ? a : b) = mid;
-          }
-          if (value(b) != above) std::abort();
-          offset = float_bits((float)(b + 1)) >> 2 & 0xFFFF;
-        }
-        normal_lookup[side * kNormalBuckets + bucket] = offset << 16 | (uint32_t)(uint8_t)above << 8 | (uint8_t)below;
-      }
-    }
+    for (uint32_t side = 0; side < 2; side++)
+      for (uint32_t bucket = 0; bucket <= 22 * 32; bucket++)
+        normal_lookup[side * kNormalBuckets + bucket] = normal_entry(side, bucket);
   }
 } tables;
 
 } // namespace
+
+int32_t log2_sixteenths(uint32_t s) {
+  return (int32_t)(std::upper_bound(std::begin(log2_steps), std::end(log2_steps), s) - std::begin(log2_steps));
+}
+
+double exact_log2(double s) { return std::log2(s); }
+
 } // namespace nanoegg

@@ -1,11 +1,11 @@
 // The scalar twins: spec sections 1, 3, 4, 5 and 7 as plain loops, one member at a time, nothing packed, padded or
-// shared. They are what the fast kernels are tested against, and the place to read what those compute.
+// shared. The fast kernels are tested against them, and they are the place to read what those compute.
 #pragma once
 
 #include <cstdint>
 #include <vector>
 
-#include "kernels.h"
+#include "model.h"
 
 namespace nanoegg::naive {
 
@@ -39,6 +39,6 @@ int64_t score(const Shape& shape, Params params, const Noise* noise, uint64_t me
 // z (rows, cols) of one leaf and layer, not yet divided for normalised fitness.
 void votes(const Shape& shape, const Noise& noise, int leaf, int layer, const int8_t* fitness, size_t pairs,
            bool use_clt, int64_t* z);
-int64_t move(const int64_t* z, size_t n, const int8_t* old, int64_t bound, int8_t* out);
+void move(const int64_t* z, size_t n, const int8_t* old, int64_t bound, int8_t* out);
 
 } // namespace nanoegg::naive

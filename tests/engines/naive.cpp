@@ -5,6 +5,8 @@
 #include <cmath>
 #include <cstdlib>
 
+#include "normal_steps.h"
+
 namespace nanoegg::naive {
 namespace {
 
@@ -42,7 +44,7 @@ uint32_t random_bits(Key key, uint64_t index) {
 int8_t normal(uint32_t m) {
   int32_t value = kNormalFirst;
   for (int i = 0; i < kNormalSteps; i++)
-    if ((uint32_t)kNormalIndex[i] <= m) value = kNormalValue[i];
+    if (kNormalIndex[i] <= m) value = kNormalValue[i];
   return (int8_t)value;
 }
 
@@ -121,15 +123,14 @@ void recur(const int8_t* ca, const int8_t* cb, const int8_t* bh, const int8_t* f
 }
 
 int32_t log_likelihood(const int8_t* logits, int vocab, int target) {
-  // EXP2 and LOG2 by their formulas' breakpoints: LOG2(s) is the value of the last breakpoint <= s.
-  int64_t sum = 0;
+  // In double, whose error is far smaller than the distance of any integer's logarithm from a step, but for the powers
+  // of two, of which exp2 and log2 are exact.
+  double sum = 0;
   for (int j = 0; j < vocab; j++) {
     const int l = logits[j] + 128;
-    sum += (int64_t)(16 * std::ldexp(std::exp2(l % 16 / 16.0), l / 16));
+    sum += std::floor(16 * std::ldexp(std::exp2(l % 16 / 16.0), l / 16));
   }
-  int32_t log2 = kLog2First;
-  for (int i = 0; i < kLog2Steps; i++)
-    if (kLog2Breakpoints[i] <= sum) log2 = kLog2Values[i];
+  const int32_t log2 = (int32_t)std::floor(16 * std::log2(sum / 16));
   return logits[target] + 128 - log2;
 }
 
@@ -206,14 +207,11 @@ void votes(const Shape& shape, const Noise& noise, int leaf, int layer, const in
   }
 }
 
-int64_t move(const int64_t* z, size_t n, const int8_t* old, int64_t bound, int8_t* out) {
-  int64_t moved = 0;
+void move(const int64_t* z, size_t n, const int8_t* old, int64_t bound, int8_t* out) {
   for (size_t i = 0; i < n; i++) {
     const int step = 16 * std::abs(z[i]) < bound ? 0 : z[i] > 0 ? 1 : -1;
     out[i] = (int8_t)clip(old[i] + step);
-    moved += out[i] != old[i];
   }
-  return moved;
 }
 
 } // namespace nanoegg::naive

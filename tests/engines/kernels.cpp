@@ -1,0 +1,170 @@
+// A C interface to single kernels and their scalar twins, which kernels.py calls. The fast kernels are those of the
+// installed extension, received as a pointer to its table of instruction sets; only the twins are compiled here.
+#include <algorithm>
+#include <cstring>
+#include <stdexcept>
+#include <vector>
+
+#include "naive.h"
+#include "parallel.h"
+#include "tables.h"
+#include "weights.h"
+
+using namespace nanoegg;
+
+namespace {
+
+const Isa* const* isas = nullptr;
+
+// The instruction set of that name; null for "naive".
+const Isa* find(const char* name) {
+  for (const Isa* const* isa = isas; *isa; isa++)
+    if (std::strcmp(name, (*isa)->name) == 0) return *isa;
+  return nullptr;
+}
+
+// Rows at padded distances, as the kernels expect them.
+Buffer pad_rows(const int8_t* rows, size_t count, size_t width) {
+  Buffer buffer(count * padded(width));
+  for (size_t i = 0; i < count; i++) std::copy_n(rows + i * width, width, buffer.as<int8_t>() + i * padded(width));
+  return buffer;
+}
+
+template <class T>
+void unpad_rows(const Buffer& buffer, size_t count, size_t width, T* rows) {
+  for (size_t i = 0; i < count; i++) std::copy_n(buffer.as<T>() + i * padded(width), width, rows + i * width);
+}
+
+} // namespace
+
+extern "C" {
+
+int isa_bytes() { return (int)sizeof(Isa); }
+void use_isas(const Isa* const* table) { isas = table; }
+
+void draw(const char* isa, uint32_t hi, uint32_t lo, uint32_t start, size_t count, int8_t* out) {
+  const Isa* fast = find(isa);
+  (fast ? fast->draw : naive::draw)({hi, lo}, start, count, out);
+}
+
+void normals(const char* isa, const uint32_t* m, size_t count, int8_t* out) {
+  if (const Isa* fast = find(isa)) return fast->pieces.normals(m, count, out);
+  std::transform(m, m + count, out, naive::normal);
+}
+
+// b (members, rank, cols), a (members, rank, rows); rank 0: unperturbed.
+void matmul(const char* isa, const int8_t* w, int rows, int cols, const int8_t* x, int members, const int8_t* b,
+            const int8_t* a, int rank, int shift, int8_t* out) {
+  const Isa* fast = find(isa);
+  if (!fast) {
+    for (int m = 0; m < members; m++) {
+      naive::Perturbation p;
+      for (int n = 0; n < cols; n++)
+        for (int r = 0; r < rank; r++) p.b.push_back(b[((size_t)m * rank + r) * cols + n]);
+      for (int o = 0; o < rows; o++)
+        for (int r = 0; r < rank; r++) p.a.push_back(a[((size_t)m * rank + r) * rows + o]);
+      naive::matmul(w, rows, cols, x + (size_t)m * cols, rank ? &p : nullptr, rank, shift, out + (size_t)m * rows);
+    }
+    return;
+  }
+  Buffer storage;
+  const Packed packed = pack_matrix(*fast, w, rows, cols, storage);
+  const Buffer xs = pad_rows(x, members, cols), ys((size_t)members * padded(rows));
+  const size_t slot = rank * (padded(rows) + padded(cols));
+  const Buffer factors(members * slot);
+  std::vector<const int8_t*> each(members);
+  for (int m = 0; m < members; m++) {
+    int8_t* p = factors.as<int8_t>() + m * slot;
+    each[m] = p;
+    for (int r = 0; r < rank; r++) {
+      std::copy_n(b + ((size_t)m * rank + r) * cols, cols, p + r * padded(cols));
+      std::copy_n(a + ((size_t)m * rank + r) * rows, rows, p + rank * padded(cols) + r * padded(rows));
+    }
+  }
+  std::vector<int32_t> signs(members, 1), start(members), projections((size_t)members * std::max(rank, 1));
+  fast->pieces.matmul(packed, xs.as<int8_t>(), members, ys.as<int8_t>(), rank ? each.data() : nullptr, signs.data(),
+                      rank, shift, start.data(), projections.data());
+  unpad_rows(ys, members, rows, out);
+}
+
+// Raw products (members, rows).
+void products(const char* isa, const int8_t* w, int rows, int cols, const int8_t* x, int members, int32_t* out) {
+  const Isa* fast = find(isa);
+  if (!fast) {
+    for (int m = 0; m < members; m++) naive::products(w, rows, cols, x + (size_t)m * cols, out + (size_t)m * rows);
+    return;
+  }
+  Buffer storage;
+  const Packed packed = pack_matrix(*fast, w, rows, cols, storage);
+  const Buffer xs = pad_rows(x, members, cols), raw((size_t)members * padded(rows) * sizeof(int32_t));
+  std::vector<int32_t> start(members);
+  fast->pieces.products(packed, xs.as<int8_t>(), members, start.data(), raw.as<int32_t>());
+  unpad_rows(raw, members, rows, out);
+}
+
+void norm(const char* isa, const int8_t* x, const int8_t* w, int width, int8_t* out) {
+  const Isa* fast = find(isa);
+  const Buffer xs = pad_rows(x, 1, width), ws = pad_rows(w, 1, width), ys(padded(width));
+  (fast ? fast->pieces.norm : naive::norm)(xs.as<int8_t>(), ws.as<int8_t>(), width, ys.as<int8_t>());
+  unpad_rows(ys, 1, width, out);
+}
+
+// rows (4, width): fa, fb, bf, h; out (2, width): fa, g.
+void gate(const char* isa, const int8_t* rows, int width, int8_t* out) {
+  const Isa* fast = find(isa);
+  const Buffer in = pad_rows(rows, 4, width), g(padded(width));
+  const auto row = [&](int i) { return in.as<int8_t>() + i * padded(width); };
+  (fast ? fast->pieces.gate : naive::gate)(row(0), row(1), row(2), row(3), width, g.as<int8_t>());
+  unpad_rows(in, 1, width, out);
+  unpad_rows(g, 1, width, out + width);
+}
+
+// rows (6, width): ca, cb, bh, fa, h, x; out (2, width): h, x.
+void recur(const char* isa, const int8_t* rows, int width, int8_t* out) {
+  const Isa* fast = find(isa);
+  const Buffer in = pad_rows(rows, 6, width);
+  const auto row = [&](int i) { return in.as<int8_t>() + i * padded(width); };
+  (fast ? fast->pieces.recur : naive::recur)(row(0), row(1), row(2), row(3), width, row(4), row(5));
+  std::copy_n(row(4), width, out);
+  std::copy_n(row(5), width, out + width);
+}
+
+int32_t log_likelihood(const char* isa, const int8_t* logits, int vocab, int target) {
+  const Isa* fast = find(isa);
+  return (fast ? fast->pieces.log_likelihood : naive::log_likelihood)(logits, vocab, target);
+}
+
+void move(const char* isa, const int64_t* z, size_t n, const int8_t* old, int64_t bound, int8_t* out) {
+  const Isa* fast = find(isa);
+  (fast ? fast->move : naive::move)(z, n, old, bound, out);
+}
+
+int32_t log2_table(uint32_t s) { return log2_sixteenths(s); }
+int32_t exp2_entry(int i) { return exp2_table[i]; }
+int quota(const char* root) { return cgroup_cpus(root); }
+
+// shape: vocab, width, layers. noise: null for none.
+void naive_score(const int* shape, const int8_t* const* params, const Noise* noise, uint64_t first_member, int members,
+                 const uint8_t* inputs, const uint8_t* targets, size_t tokens, int8_t* states, int64_t* scores,
+                 int8_t* logits) {
+  const Shape s{shape[0], shape[1], shape[2]};
+  for (int i = 0; i < members; i++)
+    scores[i] = naive::score(s, params, noise, first_member + i, inputs + i * tokens, targets + i * tokens, tokens,
+                             states + (size_t)i * s.layers * s.width, logits + i * tokens * s.vocab);
+}
+
+// z[leaf]: the leaf's sums.
+void naive_votes(const int* shape, const Noise* noise, const int8_t* fitness, size_t pairs, int use_clt, int normalised,
+                 int64_t* const* z) {
+  const Shape s{shape[0], shape[1], shape[2]};
+  for (int leaf = 0; leaf < kLeaves; leaf++) {
+    const size_t size = (size_t)leaf_rows(s, leaf) * leaf_cols(s, leaf);
+    for (int layer = 0; layer < leaf_layers(s, leaf); layer++) {
+      int64_t* const out = z[leaf] + layer * size;
+      naive::votes(s, *noise, leaf, layer, fitness, pairs, use_clt, out);
+      for (size_t i = 0; normalised && i < size; i++) out[i] >>= 4;
+    }
+  }
+}
+
+} // extern "C"
