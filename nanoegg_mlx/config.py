@@ -257,6 +257,12 @@ class Config:
         """A copy with some fields changed, checked like a new one."""
         return from_dict({**dataclasses.asdict(self), **changes})
 
+    def with_estimator(self, perturb: str) -> Config:
+        """A copy for another value of `perturb`; the fields that belong to the present one get their defaults."""
+        fields = dataclasses.fields(self)
+        reset = {field.name: field.default for field in fields if field.metadata["only_with"] not in (None, perturb)}
+        return self.replace(perturb=perturb, **reset)
+
     @classmethod
     def from_toml(cls, path: str | Path, **overrides: Any) -> Config:
         """Reads a TOML file with the tables [model], [evolution], [data], [run]; all keys are optional.

@@ -111,10 +111,12 @@ def _rate(line: Record) -> str:
 
 def _details(line: Record) -> list[str]:
     """Returns further figures of an epoch, the most important first."""
+    credit = line.get("credit_rms")
     return [
         f"moved {line['moved_matrix']:.1%} of matrices",
         f"{line['moved_vector']:.1%} of vectors",
         f"threshold {line['threshold'] / 16:.2f} sd",
+        *([] if credit is None else [f"credit {credit / 16:.2f} bits"]),
         f"losses {line['loss_min']:.2f} to {line['loss_max']:.2f}",
         f"generate {line['generate_seconds']:.3f} s",
         f"update {line['update_seconds']:.3f} s",

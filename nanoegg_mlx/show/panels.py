@@ -15,9 +15,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nanoegg_mlx.show.curves import RunCurves
-from nanoegg_mlx.show.style import BASELINE, COLOURS, EXACT, INK, MARKERS, MOVED, MUTED, TRAINING, VALIDATION
+from nanoegg_mlx.show.style import (
+    BASELINE,
+    COLOURS,
+    EXACT,
+    INK,
+    LEAF_STYLES,
+    MARKERS,
+    MOVED,
+    MUTED,
+    TRAINING,
+    VALIDATION,
+)
 from nanoegg_mlx.show.text import quantity, time_unit
-from nanoegg_mlx.store.metrics import WEIGHT_EDGES
+from nanoegg_mlx.store.metrics import LEAF_GROUPS, WEIGHT_EDGES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -82,6 +93,9 @@ def panels(scene: Scene) -> list[Panel]:
         Panel("Losses over the population", ("loss_min", "loss_max", "loss_std"), _population),
         Panel("Entries moved by an update", ("moved_matrix", "moved_vector"), _moved),
         Panel("Threshold of the vote", ("threshold",), _threshold),
+        Panel("Votes over noise", ("signal.head",), partial(_by_group, figure="signal")),
+        Panel("Entries moved, by group of leaves", ("moved.head",), partial(_by_group, figure="moved")),
+        Panel("Credit of a token", ("credit_rms",), _credit),
         *(maps if len(maps) <= MOST_MAPS else []),
         *([Panel("Matrix entries at the limits", (), _limits)] if maps else []),
         Panel(
@@ -256,6 +270,33 @@ def _threshold(axes: Axes, scene: Scene) -> None:
     _epochs(axes)
     axes.set_ylim(bottom=0)
     axes.set_ylabel("standard deviations")
+
+
+def _by_group(axes: Axes, scene: Scene, figure: str) -> None:
+    """Draws the mean of a figure over the leaves of each group, on a logarithmic axis."""
+    for run, colour, _ in scene.coloured():
+        epochs = run.curves.mean["epoch"]
+        for group, style in LEAF_STYLES.items():
+            values = np.mean([run.curves.mean[f"{figure}.{leaf}"] for leaf in LEAF_GROUPS[group]], axis=0)
+            positive = values > 0
+            axes.plot(epochs[positive], values[positive], color=colour, **style)
+    axes.set_yscale("log")
+    if figure == "signal":
+        axes.axhline(1, **BASELINE, zorder=1)
+        axes.set_ylabel("mean of Z\N{SUPERSCRIPT TWO} / S, 1 for pure noise")
+    else:
+        _percent(axes.yaxis)
+        axes.set_ylabel("share of entries")
+    _epochs(axes)
+    _key(axes, scene, LEAF_STYLES, ncols=2)
+
+
+def _credit(axes: Axes, scene: Scene) -> None:
+    for run, colour, _ in scene.coloured():
+        _line(axes, run, run.curves.mean["epoch"], "credit_rms", colour)
+    _epochs(axes)
+    axes.set_ylim(bottom=0)
+    axes.set_ylabel("root mean square, 1/16 bit")
 
 
 def _weights(axes: Axes, scene: Scene, run: RunCurves) -> None:

@@ -57,3 +57,11 @@ STYLE: dict[Any, Any] = {
     "ytick.labelcolor": INK,
 }
 """matplotlib's rcParams. The salt makes the element names of an SVG reproducible."""
+
+LEAF_STYLES: dict[str, dict[str, Any]] = {
+    "head": {"linewidth": 1.7},
+    "embedding": {"linewidth": 1.3, "linestyle": (0, (5, 2))},
+    "minGRU": {"linewidth": 1.3, "linestyle": (0, (1.5, 1.5))},
+    "MLP": {"linewidth": 1.3, "linestyle": (0, (6, 2, 1.5, 2))},
+}
+"""Line styles of the groups of store.metrics.LEAF_GROUPS."""

@@ -17,7 +17,7 @@ validation only, belongs to the initial parameters. Every line has
 
 with perturb = "activations" also
 
-    moved, signal                             by leaf: share of entries that the update changed; mean of Z^2 / S, 1 for
+    moved.<leaf>, signal.<leaf>               share of entries that the update changed; mean of Z^2 / S, which is 1 for
                                               votes of pure noise
     credit_rms                                root mean square of the tokens' credit, in sixteenths of a bit
 
@@ -92,6 +92,15 @@ def weight_histogram(config: Config, params: Params) -> list[int]:
                 counts += np.bincount(values[start : start + (1 << 20)], minlength=256)
     by_value = np.roll(counts, 128)  # index v + 128; -128 does not occur
     return [int(count) for count in np.add.reduceat(by_value, WEIGHT_EDGES[:-1] + 128)]
+
+
+LEAF_GROUPS = {
+    "head": ("head",),
+    "embedding": ("emb",),
+    "minGRU": ("blocks.att.Uf", "blocks.att.Uh", "blocks.att.Wf", "blocks.att.Wh"),
+    "MLP": ("blocks.mlp.0.weight", "blocks.mlp.1.weight"),
+}
+"""Leaves whose `moved` and `signal` are shown as one mean."""
 
 
 class MetricsFile:

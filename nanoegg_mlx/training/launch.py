@@ -149,7 +149,8 @@ class BranchedRun:
     """A new run with the parameters that another one had after some epochs.
 
     They come from the source's checkpoint of that epoch, with the members' states; without such a checkpoint from its
-    fitness log, with zero states. The new run's votes.bin and metrics.jsonl begin with the source's.
+    fitness log, with zero states. The new run's votes.bin and metrics.jsonl begin with the source's. It may have
+    another estimator (`perturb`): the parameters are of the same kind.
     """
 
     source: Path
@@ -164,7 +165,8 @@ class BranchedRun:
             raise InputError(
                 f"There is no run to branch from in {self.source}; a run's folder must have a config.toml."
             )
-        config = Config.from_toml(self.source / "config.toml").replace(**self.changes)
+        config = Config.from_toml(self.source / "config.toml")
+        config = config.with_estimator(self.changes.get("perturb", config.perturb)).replace(**self.changes)
         folder = self.source / f"epoch-{self.epoch:08d}"
         if not folder.exists():
             _, params = params_at(self.source / "votes.bin", self.epoch, config.engine, config.threads)

@@ -106,11 +106,9 @@ class EpochResult:
             "sharded": self.sharded,
         }
         if self.signal:
-            figures |= {
-                "moved": {name: self.moved[name] for name in self.signal},
-                "signal": self.signal,
-                "credit_rms": self.credit_rms,
-            }
+            figures["credit_rms"] = self.credit_rms
+            for leaf, signal in self.signal.items():
+                figures |= {f"moved.{leaf}": self.moved[leaf], f"signal.{leaf}": signal}
         return figures
 
 

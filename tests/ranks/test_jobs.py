@@ -16,7 +16,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from nanoegg_mlx import Config, InputError
+from nanoegg_mlx import Config, InputError, init_params
 from nanoegg_mlx.core import update as evolve
 from nanoegg_mlx.store import checkpoint
 from nanoegg_mlx.store.durable import Lock
@@ -43,6 +43,8 @@ VARIANTS = {
         "normalised": {"update": "auto", "fast_fitness": False, "rank": 2},
     }.items()
 }
+VARIANTS["nudged"] = CONFIG.replace(name="nudged", perturb="activations", n_layer=2, engine="mlx")
+VARIANTS["nudged-head"] = CONFIG.replace(name="nudged-head", perturb="activations", head_rule="perturb", engine="mlx")
 # Votes that might need int64.
 VARIANTS["wide"] = CONFIG.replace(name="wide", update="sharded", fast_fitness=False, rank=170)
 assert evolve.vote_dtype(VARIANTS["wide"]) == mx.int64
@@ -112,7 +114,7 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, An
 def test_any_number_of_ranks_gives_the_same_bits(ranks: int, expected: dict[str, dict[str, Any]]) -> None:
     # Many processes on few cores are slow, so they get one variant of each engine.
     some = {3: ("signs", "normalised"), 4: ("normalised", "shares"), 7: ("shares", "signs")}
-    names = [*map("-".join, zip(ENGINES, some[ranks], strict=False))] if ranks in some else VARIANTS
+    names = [*map("-".join, zip(ENGINES, some[ranks], strict=False)), "nudged"] if ranks in some else VARIANTS
     variants = {name: VARIANTS[name] for name in names}
     for name, config in variants.items():
         Path(f"{name}.toml").write_text(config.to_toml())
@@ -122,13 +124,21 @@ def test_any_number_of_ranks_gives_the_same_bits(ranks: int, expected: dict[str,
         assert outcome(Path("runs") / name) == expected[name], name
         lines = read_metrics(Path("runs") / name / "metrics.jsonl")[1:]
         assert all(line["wire_bytes"] > 0 for line in lines)
-        if config.update == "auto":
+        if config.perturb == "activations":
+            # Each rank sends the sums of all votes in int64, by the ring algorithm.
+            assert all(line["wire_bytes"] > 8 * 2 * (ranks - 1) / ranks * moved_entries(config) for line in lines)
+        elif config.update == "auto":
             assert [line["sharded"] for line in lines[:4]] == [False, True, False, True]
         else:
             assert {line["sharded"] for line in lines} == {config.update == "sharded"}
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     for rank in range(ranks):
         assert job.said(rank).splitlines()[0] == f"threads {max(usable // ranks, 1)} 3"
+
+
+def moved_entries(config: Config) -> int:
+    """Entries of the leaves that nudged activations move."""
+    return sum(value.size for name, value in init_params(config).items() if "ln" not in name)
 
 
 def launch(ranks: int, *options: str) -> subprocess.Popen[str]:
