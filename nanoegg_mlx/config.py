@@ -9,13 +9,14 @@ and whether the ranks of a job may differ in it. Defaults are the reference's (s
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import tomllib
 import types
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+
+import tomli_w
 
 from nanoegg_mlx.errors import InputError
 
@@ -271,12 +272,20 @@ class Config:
             InputError: the file cannot be read or parsed, or a table, key or value is not allowed.
         """
         try:
-            document = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+            # utf-8-sig: some editors write a byte-order mark.
+            document = tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
         except OSError as error:
             raise InputError(f"The config {path} cannot be read: {error.strerror}.") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"The config {path} is not valid TOML: {error}.") from error
-        return cls.from_document(document, f"The config {path}", **overrides)
+        config = cls.from_document(document, f"The config {path}", **overrides)
+        beside = {
+            name: str(Path(path).parent / getattr(config, name))
+            for name in ("train", "valid")
+            if name not in overrides and not Path(getattr(config, name)).exists()
+        }
+        # A relative path is one from the working folder, or else one from the config's.
+        return config.replace(**{name: found for name, found in beside.items() if Path(found).exists()})
 
     @classmethod
     def from_document(cls, document: dict[str, Any], where: str, **overrides: Any) -> Config:
@@ -294,15 +303,10 @@ class Config:
 
     def to_toml(self) -> str:
         """The config as TOML text that `from_toml` reads back to an equal config."""
-        lines = []
-        for table in TABLES:
-            lines.append(f"[{table}]")
-            for field in dataclasses.fields(self):
-                if field.metadata["table"] == table:
-                    # JSON's strings, numbers and booleans are TOML's.
-                    lines.append(f"{field.name} = {json.dumps(getattr(self, field.name))}")
-            lines.append("")
-        return "\n".join(lines)
+        document: dict[str, dict[str, Any]] = {table: {} for table in TABLES}
+        for field in dataclasses.fields(self):
+            document[field.metadata["table"]][field.name] = getattr(self, field.name)
+        return tomli_w.dumps(document)
 
 
 def from_dict(values: dict[str, Any]) -> Config:
@@ -342,6 +346,9 @@ def _checked(field: dataclasses.Field[Any], value: Any) -> Any:
         choices = field.metadata["choices"]
         if not isinstance(value, str) or (choices and value not in choices):
             raise problem
+        if not _is_text(value):
+            # Bytes of a command line that are not UTF-8 arrive as surrogates; neither TOML nor JSON can hold them.
+            raise InputError(f"{field.name} is {value!r}; it must be text that UTF-8 can encode, without a NUL.")
         return value
     if isinstance(value, bool):
         raise problem
@@ -359,6 +366,13 @@ def _checked(field: dataclasses.Field[Any], value: Any) -> Any:
     ):
         raise problem
     return number
+
+
+def _is_text(value: str) -> bool:
+    try:
+        return b"\0" not in value.encode()
+    except UnicodeEncodeError:
+        return False
 
 
 def describe_range(field: dataclasses.Field[Any]) -> str:

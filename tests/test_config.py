@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from nanoegg_mlx import Config, InputError
 
@@ -101,3 +103,39 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 def test_an_unknown_keyword_is_named() -> None:
     with pytest.raises(InputError, match="unknown key 'layers'"):
         Config().replace(layers=3)
+
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"))
+
+
+@given(
+    train=TEXT,
+    name=TEXT.filter(lambda name: name not in ("", ".", "..") and "/" not in name),
+    seed=st.integers(0, 2**64 - 1),
+    alpha=st.floats(0, 64, exclude_min=True),
+    timeout=st.floats(0, 86400, exclude_min=True),
+    population=st.integers(1, 2**20).map(lambda pairs: 2 * pairs),
+    use_clt=st.booleans(),
+)
+def test_every_config_comes_back(tmp_path_factory: pytest.TempPathFactory, **values: object) -> None:
+    config = Config(**values)  # type: ignore[arg-type]
+    path = tmp_path_factory.mktemp("config") / "c.toml"
+    path.write_text(config.to_toml(), encoding="utf-8")
+    assert Config.from_toml(path) == config
+
+
+def test_a_byte_order_mark(tmp_path: Path) -> None:
+    (tmp_path / "c.toml").write_bytes(b"\xef\xbb\xbf[model]\nn_layer = 3\n")
+    assert Config.from_toml(tmp_path / "c.toml").n_layer == 3
+
+
+def test_caches_beside_the_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "a.npy").touch()
+    (tmp_path / "set" / "c.toml").write_text('[data]\ntrain = "a.npy"\nvalid = "b.npy"\n')
+    monkeypatch.chdir(tmp_path)
+    config = Config.from_toml("set/c.toml")
+    assert (config.train, config.valid) == ("set/a.npy", "b.npy")
+    assert Config.from_toml("set/c.toml", train="x.npy").train == "x.npy"
+    Path("a.npy").touch()
+    assert Config.from_toml("set/c.toml").train == "a.npy"

@@ -39,6 +39,7 @@ def run(options: argparse.Namespace) -> int:
     if options.epoch is None or options.output is None:
         raise InputError("A replay needs --epoch E and -o FILE, or --verify.")
     output = Path(options.output)
+    checkpoint.outside_checkpoints(output)
     if output.exists():
         raise InputError(f"{output} exists; the output of a replay must be a new file.")
     config, params = params_at(Path(options.run) / "votes.bin", options.epoch, options.engine, options.threads)

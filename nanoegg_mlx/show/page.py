@@ -14,6 +14,7 @@ from nanoegg_mlx.show.panels import MOST_MAPS, Panel, Scene, draw, panels
 from nanoegg_mlx.show.style import MUTED, STYLE
 from nanoegg_mlx.show.text import describe
 from nanoegg_mlx.store import checkpoint
+from nanoegg_mlx.store.checkpoint import outside_checkpoints
 from nanoegg_mlx.store.durable import write_file
 from nanoegg_mlx.store.tokens import fingerprint, load_tokens
 
@@ -146,5 +147,6 @@ def check_output(path: Path, endings: Sequence[str], force: bool) -> None:
     """Raises InputError if the name has none of the endings, or if the file exists and `force` is not set."""
     if path.suffix.lower() not in endings:
         raise InputError(f"The output is {path}; its name must end with {' or '.join(endings)}.")
+    outside_checkpoints(path)
     if path.exists() and not force:
         raise InputError(f"{path} exists already; --force overwrites it.")

@@ -250,7 +250,7 @@ def _checkpoints(folder: Path, stored: Sequence[tuple[Path, dict[str, Any] | Non
     """Returns a table of the checkpoints, newest first. None stands for a damaged checkpoint.json."""
     if not stored:
         return '<p class="muted">None yet.</p>'
-    links = {name: (folder / name).resolve().name for name in ("latest", "best") if (folder / name).exists()}
+    links = {name: path.name for name, path in checkpoint.named(folder).items()}
     head = "".join(
         f"<th{kind}>{name}</th>"
         for name, kind in (

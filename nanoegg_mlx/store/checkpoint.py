@@ -102,10 +102,10 @@ def load(path: str | Path, warn: Callable[[str], object] = lambda text: print(te
     Raises:
         InputError: no checkpoint, or it (of a run: every one) is damaged.
     """
-    path = Path(path)
+    path = _pointed(Path(path))
     if not path.is_dir():
         raise InputError(f"There is no checkpoint or run folder {path}.")
-    if _FOLDER.fullmatch(path.resolve().name) or any((path / name).exists() for name in FILES[:2]):
+    if is_checkpoint(path):
         return open_whole(path)
     candidates = folders(path)[::-1]
     if not candidates:
@@ -118,6 +118,41 @@ def load(path: str | Path, warn: Callable[[str], object] = lambda text: print(te
                 raise
             warn(f"{error} Using the one before it, {candidates[number].name}.")
     raise AssertionError("the loop returns or raises")
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether the folder, or the link to one, is a checkpoint's: by its name or its files."""
+    return bool(_FOLDER.fullmatch(path.resolve().name)) or any((path / name).exists() for name in FILES[:2])
+
+
+def run_of(path: Path) -> Path:
+    """The run that a path names: a run's folder, or one of its checkpoints or links to them."""
+    pointed = _pointed(path)
+    if not is_checkpoint(pointed):
+        return path
+    run = pointed.resolve().parent
+    return pointed.parent if pointed.parent.resolve() == run else run
+
+
+def outside_checkpoints(path: Path) -> Path:
+    """Returns `path`; raises InputError if it is inside a checkpoint, which nothing may be added to."""
+    for folder in [path, *path.absolute().parents]:
+        if (folder / "checkpoint.json").exists():
+            raise InputError(f"{path} is inside the checkpoint {folder}; it must be outside of checkpoints.")
+    return path
+
+
+def named(run: Path) -> dict[str, Path]:
+    """The checkpoints that `latest` and `best` stand for, by content: a copy of a run may lack the links."""
+    stored, best = folders(run), _best(run)
+    return {"latest": stored[-1], **({"best": best} if best else {})} if stored else {}
+
+
+def _pointed(path: Path) -> Path:
+    """The checkpoint that `path` stands for if it is a missing `latest` or `best`, or a text file in place of one."""
+    if path.name not in ("latest", "best") or path.is_dir() or not path.parent.is_dir():
+        return path
+    return named(path.parent).get(path.name, path)
 
 
 def open_whole(path: Path) -> Checkpoint:
@@ -160,7 +195,7 @@ def open_whole(path: Path) -> Checkpoint:
 
 def folders(run: Path) -> list[Path]:
     """The run's checkpoints, oldest first."""
-    found = [path for path in run.iterdir() if _FOLDER.fullmatch(path.name) and not path.is_symlink()]
+    found = [path for path in run.iterdir() if _FOLDER.fullmatch(path.name) and path.is_dir() and not path.is_symlink()]
     return sorted(found, key=epoch_of)
 
 

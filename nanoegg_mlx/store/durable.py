@@ -6,14 +6,21 @@ Writing is unbuffered, so that closing a file cannot fail.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import io
 import os
+import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
 from nanoegg_mlx.errors import InputError
+
+_UNSUPPORTED = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errno.EPERM}
+"""Errors of file systems (NFS, Lustre, mounted drives) that lack locks, links, or flushing of folders."""
+_warned: set[str] = set()
 
 
 class HashedFile(io.FileIO):
@@ -45,8 +52,9 @@ class AppendOnly:
     def __init__(self, path: Path, size: int) -> None:
         """Opens or creates `path` and truncates it to its first `size` bytes."""
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        os.ftruncate(self._descriptor, size)
         self.size = size
+        self._path = path
+        self._truncate()
 
     def append(self, record: bytes) -> None:
         """Writes a whole record. Raises OSError if the system does; the next record then overwrites the torn one."""
@@ -63,10 +71,23 @@ class AppendOnly:
         """Closes the file, truncating a record that could not be written whole."""
         if self._descriptor >= 0:
             try:
-                os.ftruncate(self._descriptor, self.size)
+                self._truncate()
             finally:
                 os.close(self._descriptor)
                 self._descriptor = -1
+
+    def _truncate(self) -> None:
+        if os.fstat(self._descriptor).st_size == self.size:
+            return
+        try:
+            os.ftruncate(self._descriptor, self.size)
+        except OSError as error:
+            if error.errno not in _UNSUPPORTED:
+                raise
+            # Some mounted drives only append. There the whole records move to a new file.
+            write_file(self._path, os.pread(self._descriptor, self.size, 0))
+            os.close(self._descriptor)
+            self._descriptor = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
 
 
 class Lock:
@@ -83,8 +104,10 @@ class Lock:
             raise InputError(
                 f"The run {folder} is in use by process {owner}; it must be unused: wait for that process or end it."
             ) from error
-        os.ftruncate(self._descriptor, 0)
-        os.pwrite(self._descriptor, f"{os.getpid()}\n".encode(), 0)
+        except OSError as error:
+            _degrade(error, f"{folder} is on a file system without locks: do not let two processes train in it at once")
+        # Of one length, so that it covers the number before it.
+        os.pwrite(self._descriptor, f"{os.getpid():<20}\n".encode(), 0)
 
     def release(self) -> None:
         """Releases the lock."""
@@ -103,11 +126,26 @@ def write_file(path: Path, content: bytes) -> None:
 
 
 def point(link: Path, target: str) -> None:
-    """Points the symbolic link at `target`, atomically: the link is never missing."""
+    """Points the symbolic link at `target`, atomically: the link is never missing.
+
+    Without symbolic links it becomes a text file with the name. A folder in its place, as copies of a run have, is
+    replaced.
+    """
     temporary = link.with_name(f".{link.name}.tmp")
     temporary.unlink(missing_ok=True)
-    os.symlink(target, temporary)
-    os.replace(temporary, link)
+    try:
+        os.symlink(target, temporary)
+    except OSError as error:
+        _degrade(error, f"{link.parent} is on a file system without symbolic links: the links in it are text files")
+        temporary.write_text(target + "\n")
+    if link.is_dir() and not link.is_symlink():
+        hidden = link.with_name(f".{link.name}.old")
+        shutil.rmtree(hidden, ignore_errors=True)
+        os.rename(link, hidden)
+        os.replace(temporary, link)
+        shutil.rmtree(hidden)
+    else:
+        os.replace(temporary, link)
     sync_folder(link.parent)
 
 
@@ -116,8 +154,20 @@ def sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        _degrade(error, f"{folder} is on a file system whose folders cannot be flushed: a power cut may undo renames")
     finally:
         os.close(descriptor)
+
+
+def _degrade(error: OSError, warning: str) -> None:
+    """Prints a warning, once for each kind, if the file system lacks an operation; raises any other error."""
+    if error.errno not in _UNSUPPORTED:
+        raise error
+    kind = warning.partition(" is on a file system ")[2]
+    if kind not in _warned:
+        _warned.add(kind)
+        print(f"warning: {warning}.", file=sys.stderr)
 
 
 def sha256_of(path: Path) -> str:

@@ -122,26 +122,36 @@ class ResumedRun:
     """A run that continues, bit for bit, from its newest whole checkpoint, with any number of ranks."""
 
     folder: Path
-    """The run's; only rank 0 reads it."""
+    """The run's, or its newest checkpoint's; only rank 0 reads it."""
     changes: Mapping[str, Any]
     """Config fields with their new values; those not marked `may_change` must be what they were."""
 
     def find(self, held: ExitStack) -> Start:
-        if not (self.folder / "config.toml").exists():
-            raise InputError(f"There is no run to resume in {self.folder}; a run's folder must have a config.toml.")
-        held.callback(Lock(self.folder).release)
-        config = _changed(Config.from_toml(self.folder / "config.toml"), self.changes, self.folder)
-        if not checkpoint.folders(self.folder):
-            return Start(config)
-        opened = checkpoint.load(self.folder)
-        return Start(config, opened.epoch, opened.params, opened.states, opened.info, same_data_as=self.folder)
+        run = checkpoint.run_of(self.folder)
+        if not run.is_dir() or not ((run / "config.toml").exists() or checkpoint.folders(run)):
+            raise InputError(f"There is no run to resume in {run}; a run's folder must have a config.toml.")
+        held.callback(Lock(run).release)
+        file = run / "config.toml"
+        if not checkpoint.folders(run):
+            return Start(_changed(Config.from_toml(file), self.changes, run))
+        opened = checkpoint.load(run)
+        if run != self.folder and checkpoint.load(self.folder).epoch != opened.epoch:
+            raise InputError(
+                f"{self.folder} is not the newest checkpoint of the run {run}; a run can be resumed from epoch "
+                f"{opened.epoch} only. `--branch {run}@{checkpoint.load(self.folder).epoch}` begins a new run from it."
+            )
+        # The sealed config of the checkpoint decides; an edited file counts like options.
+        edited = asdict(Config.from_toml(file)) if file.exists() else {}
+        config = _changed(opened.config, {**edited, **self.changes}, run)
+        return Start(config, opened.epoch, opened.params, opened.states, opened.info, same_data_as=run)
 
     def open(self, config: Config, epoch: int, held: ExitStack) -> tuple[Path, AppendOnly]:
-        fitness_log = _resumed_fitness_log(self.folder / "votes.bin", config, epoch)
-        checkpoint.remove_leftovers(self.folder)
-        _set_aside(self.folder, epoch)
-        write_file(self.folder / "config.toml", config.to_toml().encode())
-        return self.folder, fitness_log
+        run = checkpoint.run_of(self.folder)
+        fitness_log = _resumed_fitness_log(run / "votes.bin", config, epoch)
+        checkpoint.remove_leftovers(run)
+        _set_aside(run, epoch)
+        write_file(run / "config.toml", config.to_toml().encode())
+        return run, fitness_log
 
 
 @dataclass(frozen=True)
@@ -161,6 +171,11 @@ class BranchedRun:
     """Config fields with their new values; n_layer, n_embd and vocab_size must be what they were."""
 
     def find(self, held: ExitStack) -> Start:
+        if checkpoint.is_checkpoint(self.source):
+            raise InputError(
+                f"{self.source} is a checkpoint; --branch must name its run and an epoch: "
+                f"{checkpoint.run_of(self.source)}@{self.epoch}."
+            )
         if not (self.source / "config.toml").exists():
             raise InputError(
                 f"There is no run to branch from in {self.source}; a run's folder must have a config.toml."
@@ -201,7 +216,7 @@ class BranchedRun:
 
 def new_folder(config: Config) -> Path:
     """Creates `<checkpoints>/<name>`, or with the first free number behind the name: no run is overwritten."""
-    parent = Path(config.checkpoints)
+    parent = checkpoint.outside_checkpoints(Path(config.checkpoints))
     parent.mkdir(parents=True, exist_ok=True)
     number = 1
     while True:
