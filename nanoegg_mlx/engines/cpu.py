@@ -10,12 +10,14 @@ import mlx.core as mx
 import numpy as np
 
 from nanoegg_mlx.config import Config
+from nanoegg_mlx.core.activations import Nudged
 from nanoegg_mlx.core.noise import leaf_bases
 from nanoegg_mlx.core.params import Params, leaves
 from nanoegg_mlx.core.rng import key
 from nanoegg_mlx.core.score import Scored
 from nanoegg_mlx.core.update import vote_bound, vote_dtype
 from nanoegg_mlx.engines import _native
+from nanoegg_mlx.engines.mlx import MLXEngine
 from nanoegg_mlx.errors import InputError
 
 
@@ -59,6 +61,11 @@ class CPUEngine:
             np.ascontiguousarray(states),
             threads=self.config.threads,
         )
+
+    def nudge(
+        self, params: Params, members: range, epoch: int, inputs: np.ndarray, targets: np.ndarray, states: np.ndarray
+    ) -> Nudged:
+        return MLXEngine(self.config).nudge(params, members, epoch, inputs, targets, states)
 
     def update(self, params: Params, fitness: np.ndarray, epoch: int) -> Params:
         updated = _native.update(
