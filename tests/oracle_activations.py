@@ -158,8 +158,9 @@ class Votes:
 
     def __init__(self, c: Any, params: Params) -> None:
         self.config = c
-        self.Z = {name: np.zeros(v.shape, np.int64) for name, v in params.items() if "ln" not in name}
-        self.S = {name: np.zeros(self._squares(name, v.shape), np.int64) for name, v in params.items()}
+        shapes = {name: value.shape for name, value in params.items() if "ln" not in name}
+        self.Z = {name: np.zeros(shape, np.int64) for name, shape in shapes.items()}
+        self.S = {name: np.zeros(self._squares(name, shape), np.int64) for name, shape in shapes.items()}
         self.E, self.Y = np.zeros(c.vocab_size, np.int64), np.zeros(c.n_embd, np.int64)
 
     @staticmethod
@@ -227,43 +228,51 @@ def update(c: Any, params: Params, votes: Votes, epoch: int) -> Params:
     return moved
 
 
+def read_pair(
+    c: Any, params: Params, pair: int, epoch: int, text: list[int], states: np.ndarray, votes: Votes
+) -> tuple[list[list[int]], np.ndarray]:
+    """Both members of a pair, from states (2, L, D), on T + 1 bytes: scores of their tokens and their new states.
+
+    The pair's votes are added to `votes`.
+    """
+    T = c.tokens_per_update
+    xi = [coins(c, pair, t, epoch) for t in range(T)]
+    scores: list[list[int]] = [[], []]
+    inputs: list[list[dict[Node, np.ndarray]]] = [[], []]
+    errors: list[list[np.ndarray]] = [[], []]
+    states = states.astype(np.int64)
+    for k, sign in enumerate((1, -1)):
+        for t in range(T):
+            logits, states[k], X = forward(c, params, xi[t], sign, states[k], text[t])
+            scores[k].append(log_likelihood(logits, text[t + 1]))
+            inputs[k].append(X)
+            errors[k].append(head_error(logits, text[t + 1]))
+    d = [even - odd for even, odd in zip(*scores, strict=True)]
+    R = credit(c, d)
+    for t in range(T):
+        X = {name: (inputs[0][t][name] + inputs[1][t][name]) >> 1 for name in inputs[0][t]}
+        votes.add_token(text[t], xi[t], X, d[t], R[t], (errors[0][t] + errors[1][t]) >> 1)
+    return scores, states.astype(np.int8)
+
+
 class NudgedOracle:
-    """A run: `params`, `states` (N, L, D) int8 and `epoch`, moved on by `step`."""
+    """A run: `params`, `states` (N, L, D) int8 and `epoch`, moved on by `step`; `votes` are those of the last step."""
 
     def __init__(self, c: Any, tokens: np.ndarray) -> None:
         self.config, self.tokens, self.epoch = c, tokens, 0
         self.params = init_params(c)
         self.states = np.zeros((c.population, c.n_layer, c.n_embd), np.int8)
+        self.votes = Votes(c, self.params)
 
     def step(self) -> np.ndarray:
         """One epoch: the members' scores (N,)."""
-        votes, scores = Votes(self.config, self.params), []
-        states = self.states.astype(np.int64)
-        for pair in range(self.config.population // 2):
-            scores += self._pair(pair, states, votes)
-        self.params = update(self.config, self.params, votes, self.epoch)
-        self.states, self.epoch = states.astype(np.int8), self.epoch + 1
+        c, states, scores = self.config, self.states.copy(), []
+        self.votes = Votes(c, self.params)
+        for pair in range(c.population // 2):
+            members = slice(2 * pair, 2 * pair + 2)
+            text = member_text(c, self.tokens, 2 * pair, self.epoch).tolist()
+            some, states[members] = read_pair(c, self.params, pair, self.epoch, text, states[members], self.votes)
+            scores += [sum(some[0]), sum(some[1])]
+        self.params = update(c, self.params, self.votes, self.epoch)
+        self.states, self.epoch = states, self.epoch + 1
         return np.array(scores)
-
-    def _pair(self, pair: int, states: np.ndarray, votes: Votes) -> list[int]:
-        """Both members of a pair: their scores; their states are moved on in place."""
-        c, T = self.config, self.config.tokens_per_update
-        texts = [member_text(c, self.tokens, member, self.epoch).tolist() for member in (2 * pair, 2 * pair + 1)]
-        xi = [coins(c, pair, t, self.epoch) for t in range(T)]
-        token_scores: list[list[int]] = [[], []]
-        inputs: list[list[dict[Node, np.ndarray]]] = [[], []]
-        errors: list[list[np.ndarray]] = [[], []]
-        for k, sign in enumerate((1, -1)):
-            for t in range(T):
-                state, target = states[2 * pair + k], texts[k][t + 1]
-                logits, states[2 * pair + k], X = forward(c, self.params, xi[t], sign, state, texts[k][t])
-                token_scores[k].append(log_likelihood(logits, target))
-                inputs[k].append(X)
-                errors[k].append(head_error(logits, target))
-        d = [even - odd for even, odd in zip(*token_scores, strict=True)]
-        R = credit(c, d)
-        for t in range(T):
-            X = {name: (inputs[0][t][name] + inputs[1][t][name]) >> 1 for name in inputs[0][t]}
-            err = (errors[0][t] + errors[1][t]) >> 1
-            votes.add_token(texts[0][t], xi[t], X, d[t], R[t], err)
-        return [sum(score) for score in token_scores]
