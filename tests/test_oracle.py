@@ -1,16 +1,24 @@
-"""The trainer against the naive twin of tests/oracle.py, bit for bit, where the recorded traces do not go."""
+"""The trainer against the naive twins, bit for bit, where the recorded traces do not go: perturbed weights against
+tests/oracle.py, nudged activations against tests/oracle_activations.py."""
 
 from __future__ import annotations
 
+import random
+from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
+import mlx.core as mx
 import numpy as np
 import pytest
 
-from nanoegg_mlx import Config, Trainer, validate
-from tests.oracle import Oracle
+from nanoegg_mlx import Config, Trainer, init_params, validate
+from nanoegg_mlx.core.activations import Moments, Nudged, add_moments
+from nanoegg_mlx.engines import make_engine
+from tests.oracle import Oracle, Params
 from tests.oracle import validate as oracle_validate
-from tests.traces import pseudo_text
+from tests.oracle_activations import NudgedOracle, Votes, read_pair
+from tests.traces import ENGINES, NUDGED_NAMES, Trace, pseudo_text, sha256
 
 TINY: dict[str, Any] = {
     "n_layer": 2,
@@ -127,3 +135,237 @@ def test_windows_of_tokens_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     config = Config(**TINY)
     tokens = text(config, 90, 8)
     assert_same_run(Trainer(config, tokens), Oracle(config, tokens), 2)
+
+
+NUDGED: dict[str, Any] = {key: value for key, value in TINY.items() if key != "sigma_shift"} | {
+    "perturb": "activations",
+    "alpha": 0.3,
+}
+
+NUDGED_CASES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "perturbed head": {"head_rule": "perturb"},
+    "width 1": {"n_embd": 1, "n_layer": 3, "vocab_size": 1},
+    "width 2, one pair, one token": {"n_embd": 2, "population": 2, "tokens_per_update": 1},
+    "width 63": {"n_embd": 63, "vocab_size": 65, "head_rule": "perturb", "n_layer": 1},
+    "width 64": {"n_embd": 64, "vocab_size": 64, "head_rule": "perturb", "n_layer": 3},
+    "width 65": {"n_embd": 65, "vocab_size": 130, "population": 4},
+    "width 130": {"n_embd": 130, "vocab_size": 256, "population": 4, "head_rule": "perturb"},
+    "inputs wider than float32 sums": {"n_embd": 300, "n_layer": 1, "population": 2, "tokens_per_update": 3},
+    "largest seed": {"seed": 2**64 - 1},
+    "large nudges": {"nudge": 64, "head_nudge": 64, "head_rule": "perturb"},
+    "longest credit": {"credit_decay": 15, "tokens_per_update": 20},
+    "own token only": {"credit_decay": 0},
+    "one group larger than the population": {"group_size": 64, "population": 40, "tokens_per_update": 3},
+    "every vote moves": {"alpha": 1.0},
+    "decay": {"alpha": 7.5, "alpha_decay_timestep": 2},
+}
+
+
+def random_changes(number: int) -> dict[str, Any]:
+    """The changes of a random case, at most 120 tokens an epoch."""
+    draw = random.Random(number)
+    group = draw.choice([2, 2, 4, 10])
+    lanes = draw.randint(1, 40 // group)
+    return {
+        "seed": draw.getrandbits(64),
+        "n_embd": draw.choice([1, 2, 3, 16, 33, 63, 64, 65, 130]),
+        "n_layer": draw.randint(1, 3),
+        "vocab_size": draw.choice([2, 5, 63, 64, 65, 130, 256]),
+        "population": group * lanes,
+        "group_size": group,
+        "tokens_per_update": draw.randint(1, min(20, 120 // (group * lanes))),
+        "alpha": draw.choice([0.01, 0.3, 1.0, 4.0]),
+        "alpha_decay_timestep": draw.choice([2, 100]),
+        "nudge": draw.choice([1, 2, 5, 64]),
+        "head_nudge": draw.choice([1, 4, 64]),
+        "credit_decay": draw.randint(0, 15),
+        "head_rule": draw.choice(["error", "perturb"]),
+    }
+
+
+NUDGED_CASES |= {f"random {number}": random_changes(number) for number in range(16)}
+
+
+@pytest.fixture
+def interpreted() -> Iterator[None]:
+    """MLX runs compiled functions as they are written: to compile one takes longer than all of its calls here."""
+    mx.disable_compile()
+    yield
+    mx.enable_compile()
+
+
+def nudged_config(changes: dict[str, Any], engine: str) -> Config:
+    config = Config(**{**NUDGED, **changes, "engine": engine})
+    if not hasattr(make_engine(config), "nudge"):
+        pytest.skip(f"the {engine} engine cannot nudge activations")
+    return config
+
+
+def two_segments(config: Config, seed: int) -> np.ndarray:
+    return text(config, config.lanes * (2 * config.tokens_per_update + 1) + config.lanes // 2, seed)
+
+
+def random_start(config: Config, largest: int, seed: int) -> tuple[Params, np.ndarray]:
+    """Parameters up to `largest` in magnitude but for the norm weights, which stay 16; and states up to 127."""
+    rng = np.random.default_rng(seed)
+    params = {
+        name: value if "ln" in name else rng.integers(-largest, largest + 1, value.shape).astype(np.int8)
+        for name, value in NudgedOracle(config, two_segments(config, 9)).params.items()
+    }
+    states = rng.integers(-127, 128, (config.population, config.n_layer, config.n_embd)).astype(np.int8)
+    return params, states
+
+
+def assert_same_nudged_run(trainer: Trainer, oracle: NudgedOracle, epochs: int) -> None:
+    for _ in range(epochs):
+        result = trainer.step()
+        assert np.array_equal(result.scores, oracle.step())
+        assert_same_end(trainer, (oracle.params, oracle.states))
+
+
+def assert_same_end(trainer: Trainer, expected: tuple[Params, np.ndarray]) -> None:
+    params, states = expected
+    assert np.array_equal(np.array(trainer.states), states)
+    assert {name: np.array(value).dtype for name, value in trainer.params.items()} == dict.fromkeys(params, np.int8)
+    for name, value in params.items():
+        assert np.array_equal(np.array(trainer.params[name]), value), name
+
+
+@cache
+def nudged_oracle_run(name: str) -> list[tuple[np.ndarray, Params, np.ndarray]]:
+    """The oracle's scores, parameters and states after each of three epochs; the third reads the first's segment."""
+    config = Config(**{**NUDGED, **NUDGED_CASES[name]})
+    oracle = NudgedOracle(config, two_segments(config, 3))
+    return [(oracle.step(), oracle.params, oracle.states) for _ in range(3)]
+
+
+@pytest.mark.parametrize("name", NUDGED_NAMES)
+def test_recorded_trace_of_the_nudged_oracle(name: str) -> None:
+    trace = Trace(name)
+    oracle = NudgedOracle(trace.config, trace.train_tokens)
+    for epoch in range(trace.epochs):
+        assert np.array_equal(oracle.step(), trace.arrays["scores"][epoch])
+        assert sha256(*oracle.params.values()) == trace.meta["params_sha256"][epoch]
+        assert sha256(oracle.states) == trace.meta["states_sha256"][epoch]
+    scores, bits_per_byte = oracle_validate(trace.config, oracle.params, trace.valid_tokens)
+    assert np.array_equal(scores, trace.arrays["valid_scores"])
+    assert bits_per_byte == trace.meta["valid_bpb"]
+
+
+@pytest.mark.usefixtures("interpreted")
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("name", NUDGED_CASES)
+def test_nudged_run_equals_the_oracle(name: str, engine: str) -> None:
+    """Three epochs of one trainer, and the last of them by one that continues from the second epoch's end."""
+    config = nudged_config(NUDGED_CASES[name], engine)
+    tokens = two_segments(config, 3)
+    trainer = Trainer(config, tokens)
+    run = nudged_oracle_run(name)
+    for scores, *expected in run:
+        assert np.array_equal(trainer.step().scores, scores)
+        assert_same_end(trainer, (expected[0], expected[1]))
+    _, params, states = run[1]
+    resumed = Trainer(config, tokens, params={k: mx.array(v) for k, v in params.items()}, states=states, epoch=2)
+    assert np.array_equal(resumed.step().scores, run[2][0])
+    assert_same_end(resumed, run[2][1:])
+
+
+@pytest.mark.usefixtures("interpreted")
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("head_rule", ["error", "perturb"])
+@pytest.mark.parametrize("largest", [0, 1, 20, 127])
+def test_nudged_run_from_any_parameters(largest: int, head_rule: str, engine: str) -> None:
+    """All zeros and ones, where the mean of a norm is 0, up to the largest numbers, where every clip acts."""
+    config = nudged_config({"nudge": 1 if largest < 2 else 30, "alpha": 1.0, "head_rule": head_rule}, engine)
+    tokens = two_segments(config, 10)
+    params, states = random_start(config, largest, largest)
+    oracle = NudgedOracle(config, tokens)
+    oracle.params, oracle.states, oracle.epoch = params, states, 70000
+    start = {name: mx.array(value) for name, value in params.items()}
+    assert_same_nudged_run(Trainer(config, tokens, params=start, states=states, epoch=70000), oracle, 2)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_nudged_run_on_separators_only(engine: str) -> None:
+    """The compiled step, since the trainer is not `interpreted` here; no state outlives a token."""
+    config = nudged_config({}, engine)
+    tokens = np.zeros(60, np.uint8)
+    assert_same_nudged_run(Trainer(config, tokens), NudgedOracle(config, tokens), 2)
+
+
+@pytest.mark.usefixtures("interpreted")
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("changes", [{"chunk": 1}, {"chunk": 6}, {"threads": 3}], ids=str)
+def test_chunks_spans_and_windows_do_not_show_in_a_nudged_run(
+    changes: dict[str, int], engine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pairs are gathered one at a time if a span is a byte, and each token is a graph of its own."""
+    monkeypatch.setattr("nanoegg_mlx.engines.mlx._CPU_PRODUCTS", 1)
+    if "chunk" not in changes:
+        monkeypatch.setattr("nanoegg_mlx.training.estimators._SPAN_BYTES", 1)
+    config = nudged_config({**changes, "population": 12, "group_size": 6}, engine)
+    tokens = text(config, 60, 7)
+    assert_same_nudged_run(Trainer(config, tokens), NudgedOracle(config, tokens), 2)
+
+
+def pair_texts(config: Config, pairs: int) -> tuple[np.ndarray, np.ndarray]:
+    """Texts (pairs, T + 1) and states (2 pairs, L, D)."""
+    texts = text(config, pairs * (config.tokens_per_update + 1), 6).reshape(pairs, -1)
+    rng = np.random.default_rng(5)
+    return texts, rng.integers(-127, 128, (2 * pairs, config.n_layer, config.n_embd)).astype(np.int8)
+
+
+def nudge(config: Config, members: range, texts: np.ndarray, states: np.ndarray) -> Nudged:
+    return make_engine(config).nudge(init_params(config), members, 3, texts[:, :-1], texts[:, 1:], states)
+
+
+def assert_same_moments(moments: Moments, expected: Moments) -> None:
+    for sums, values in zip(moments, expected, strict=True):
+        assert sums.keys() == values.keys()
+        for name, value in values.items():
+            assert sums[name].dtype == mx.int64
+            assert np.array_equal(np.array(sums[name]), np.array(value)), name
+
+
+@pytest.mark.usefixtures("interpreted")
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("head_rule", ["error", "perturb"])
+def test_moments_do_not_depend_on_chunks_and_add_up_over_spans(head_rule: str, engine: str) -> None:
+    config = nudged_config({"population": 14, "head_rule": head_rule}, engine)
+    texts, states = pair_texts(config, 7)
+    whole = nudge(config, range(14), texts, states)
+    for changes in ({"chunk": 1}, {"chunk": 4}, {"chunk": 14}, {"chunk": 100}, {"threads": 1}, {"threads": 5}):
+        other = nudge(config.replace(**changes), range(14), texts, states)
+        assert np.array_equal(other.scores, whole.scores)
+        assert np.array_equal(other.states, whole.states)
+        assert_same_moments(other.sums, whole.sums)
+    parts = []
+    for members in (range(0, 2), range(2, 10), range(10, 14)):
+        own = slice(members.start, members.stop)
+        part = nudge(config, members, texts[own.start // 2 : own.stop // 2], states[own])
+        assert np.array_equal(part.scores, whole.scores[own])
+        assert np.array_equal(part.states, whole.states[own])
+        parts.append(part.sums)
+    assert_same_moments(add_moments(add_moments(parts[2], parts[0]), parts[1]), whole.sums)
+
+
+@pytest.mark.usefixtures("interpreted")
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("head_rule", ["error", "perturb"])
+def test_last_pairs_of_the_largest_population(head_rule: str, engine: str) -> None:
+    """Their block numbers are beyond 2^32."""
+    changes = {"population": 2**30, "seed": 2**64 - 2, "head_rule": head_rule, "tokens_per_update": 20}
+    config = nudged_config(changes, engine)
+    texts, states = pair_texts(config, 2)
+    result = nudge(config, range(2**30 - 4, 2**30), texts, states)
+    params = {name: np.array(value) for name, value in init_params(config).items()}
+    votes = Votes(config, params)
+    for k in range(2):
+        own = slice(2 * k, 2 * k + 2)
+        scores, new_states = read_pair(config, params, 2**29 - 2 + k, 3, texts[k].tolist(), states[own], votes)
+        assert result.scores[own].tolist() == [sum(scores[0]), sum(scores[1])]
+        assert np.array_equal(result.states[own], new_states)
+    S = {name: mx.array(S).reshape(result.sums.S[name].shape) for name, S in votes.S.items() if name in result.sums.S}
+    by_error = {"head.E": mx.array(votes.E), "head.Y": mx.array(votes.Y)} if head_rule == "error" else {}
+    assert_same_moments(result.sums, Moments({name: mx.array(Z) for name, Z in votes.Z.items()}, S | by_error))
