@@ -1,12 +1,13 @@
 # make quickstart   a virtual environment, a corpus, and three minutes of training
-# make test         everything that has to hold: lint, types, tests
-# make notebook     EGGROLL's claims as experiments, in the browser (marimo, of the extra `notebook`)
-# make sanitize     the native engine without Python, with the address and undefined-behaviour sanitizers: recorded traces
-#                   and kernels against their scalar twins, on every instruction set of this machine; half a minute
-# make test-arm     the same compiled for 64-bit Arm and run in an emulator, on processors with and without i8mm and
-#                   dotprod; a minute and a half. It needs Debian's g++-aarch64-linux-gnu and qemu-user
+# make test         lint, types and all tests
+# make notebook     EGGROLL's claims as experiments, in the browser (marimo, from the extra `notebook`)
+# make sanitize     the native engine without Python, under the address and undefined-behaviour sanitizers: recorded
+#                   traces and kernels against their scalar twins, on every instruction set of this machine; half a
+#                   minute
+# make test-arm     the same for 64-bit Arm in an emulator, on processors with and without i8mm and dotprod; a minute
+#                   and a half. Needs Debian's g++-aarch64-linux-gnu and qemu-user
 #
-# MLX=cpu (the default off macOS), cuda12 or cuda13 chooses MLX's back end on Linux.
+# MLX=cpu (the default except on macOS), cuda12 or cuda13 selects MLX's back end on Linux.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -19,7 +20,7 @@ SOURCES := pyproject.toml setup.py $(THRESHOLDS) $(wildcard $(NATIVE)/*.*)
 empty :=
 comma := ,
 commas = $(subst $(empty) $(empty),$(comma),$(strip $(1)))
-# $(call install,EXTRAS): the virtual environment with the package in it, this checkout's files being the package.
+# $(call install,EXTRAS): a virtual environment with an editable installation of this checkout.
 define install
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --editable '.$(if $(strip $(1)),[$(call commas,$(1))])'
@@ -49,13 +50,13 @@ install: $(VENV)/installed
 $(VENV)/installed: $(SOURCES)
 	$(call install,$(MLX))
 
-# What the tests and checks need, and what a user needs with it.
+# The test environment includes the user's, so both stamps are renewed.
 $(VENV)/installed-test: $(SOURCES)
 	$(call install,$(MLX) test)
 	@touch $(VENV)/installed
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .
@@ -64,7 +65,6 @@ lint: $(VENV)/installed-test
 	$(BIN)/lint-imports
 	$(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
 
-# The notebook needs the extra of that name on top.
 notebook: $(VENV)/installed-notebook
 	$(BIN)/marimo edit notebooks/eggroll_claims.py
 

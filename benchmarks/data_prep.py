@@ -1,14 +1,14 @@
 """Speed of text preparation: this package and the plain loop, measured in one run.
 
-`python benchmarks/data_prep.py [--json FILE]` makes a corpus of random documents, measures both sides in turns and
-reports medians, in MB of tokens per second:
+`python benchmarks/data_prep.py [--json FILE]` makes a corpus of random documents, measures both programs in
+turns and reports medians, in MB of tokens per second:
 
 * convert: an Arrow column in memory to a token array in memory;
 * prepare: a Parquet file to a .npy cache on disk. For this package it includes the UTF-8 check, SHA-256, the manifest
-  and fsync; the plain side does none of these.
+  and fsync; the plain loop does none of these.
 
-The plain loop is `np.array([0] + list(text.encode()), dtype=np.uint8)` for each document, then np.concatenate. The
-outputs of both sides are compared before the measurement.
+The plain loop is `np.array([0] + list(text.encode()), dtype=np.uint8)` for each document, then np.concatenate. Both
+outputs are compared before the measurement.
 """
 
 import argparse
@@ -71,7 +71,7 @@ def prepare_plain(file: Path, cache: Path) -> None:
 
 
 def alternate(sides: list[Callable[[], object]], repeats: int) -> list[float]:
-    """Median seconds of each side, measured in turns."""
+    """Returns the median seconds of each side, measured in turns."""
     seconds: list[list[float]] = [[] for _ in sides]
     for _ in range(repeats):
         for side, times in zip(sides, seconds, strict=True):

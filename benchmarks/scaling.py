@@ -1,13 +1,13 @@
-"""Scaling over processes: one and two ranks on this machine, and what that makes of 8, 64 and 1,000 hosts.
+"""Scaling over processes: one and two ranks on this machine, and a model of 8, 64 and 1,000 hosts.
 
 python benchmarks/scaling.py [--population 512] [--tokens 100] [--rounds 3] [--epochs 5] [--json FILE]
                              [--bandwidth 10e9] [--latency 50e-6] [--hosts 8 64 1000] [--model-population 1048576]
 
-The table: jobs of one rank, of two, and of one rank with two threads, in turn; each thread has a core, and the ranks
-are joined by MLX's ring over loopback. Efficiency is the tokens/s a core over those of one rank on one thread: of the
-medians over all epochs, of the best epochs, and by the CPU time that all ranks spend on an epoch (but for waiting in
-the ring, which does not sleep), which tells more than the clock while others use the machine.
-The model: a host is two cores of this machine; docs/scaling.md has the formulas.
+The table has jobs of one rank, of two ranks, and of one rank with two threads, measured in turn. Each thread has a
+core; MLX's ring joins the ranks over loopback. Efficiency is tokens/s a core, relative to one rank on one thread: from the
+medians over all epochs, from the best epochs, and from the CPU time of all ranks in an epoch. The CPU time excludes
+waiting in the ring, which does not sleep; it is more reliable than wall time while other programs use the machine.
+In the model a host has two cores of this machine; docs/scaling.md has the formulas.
 """
 
 import argparse
@@ -36,16 +36,15 @@ from nanoegg_mlx.ranks.join import join
 
 PARTS = ("generate", "update", "step")
 HEADER = 64
-"""Bytes of a rank's fitness message beside its pairs: flag, seconds, tally and checksum, rounded up."""
+"""Bytes of a rank's message without its pairs: flag, seconds, score statistics and checksum, rounded up."""
 
 
 def measure(options: dict[str, Any]) -> dict[str, Any]:
-    """What each rank of a job runs: some epochs, each on cores of its own.
+    """Measures some epochs on one rank of a job. The ranks use different cores.
 
     Returns:
         For each epoch its seconds and the CPU seconds of all ranks; medians of this rank's generate, exchange and
-        update; and the seconds of a small gather and of a step that only moves the parameters, and the bytes that the
-        rank sends in an epoch.
+        update; the seconds of a small gather and of `core.update.step`; the bytes that the rank sends in an epoch.
     """
     world = join()
     threads = options["threads"]
@@ -61,12 +60,12 @@ def measure(options: dict[str, Any]) -> dict[str, Any]:
     )
     text = np.random.default_rng(0).integers(1, 256, config.lanes * (config.tokens_per_update + 1), np.uint8)
     trainer = Trainer(config, text, world=world)
-    for _ in range(5):  # after which the update is chosen
+    for _ in range(5):  # `update = "auto"` has made its choice after these
         trainer.step()
     waiting = 0.0
 
     def outside(operation: Callable[..., Any]) -> Callable[..., Any]:
-        """Counts the CPU time of waiting for others, which MLX's ring does without sleeping."""
+        """Counts the CPU time of waiting for other ranks: MLX's ring waits without sleeping."""
 
         def counted(*arguments: Any, **options: Any) -> Any:
             nonlocal waiting
@@ -112,7 +111,7 @@ def measure(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def job(ranks: int, options: dict[str, Any]) -> dict[str, Any]:
-    """Runs `measure` on the ranks of a job and returns what rank 0 measured."""
+    """Runs `measure` on the ranks of a job and returns the result of rank 0."""
     with tempfile.TemporaryDirectory() as folder:
         hosts = Path(folder) / "hosts.json"
         hosts.write_text(json.dumps([[f"127.0.0.1:{port}"] for port in free_ports(ranks)]))
@@ -123,14 +122,14 @@ def job(ranks: int, options: dict[str, Any]) -> dict[str, Any]:
                 environment = {name: value for name, value in os.environ.items() if not name.startswith("MLX_")}
             command = [sys.executable, __file__, "--measure", json.dumps(options)]
             processes.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True))
-        said = [process.communicate()[0] for process in processes]
+        outputs = [process.communicate()[0] for process in processes]
     if any(process.returncode for process in processes):
         sys.exit(f"error: a rank ended with codes {[process.returncode for process in processes]}")
-    return json.loads(said[0].splitlines()[-1])
+    return json.loads(outputs[0].splitlines()[-1])
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on at the moment, all different."""
+    """Returns different ports without a listener."""
     sockets = [socket.socket() for _ in range(count)]
     for one in sockets:
         one.bind(("127.0.0.1", 0))
@@ -142,14 +141,14 @@ def free_ports(count: int) -> list[int]:
 
 @dataclass(frozen=True)
 class Costs:
-    """What the model stands on."""
+    """The constants of the model."""
 
     member_token: float
     """Seconds that a host takes to score one token of one member."""
     pair: float
     """Seconds that a host takes to sum one pair's votes."""
     step: float
-    """Seconds to move the parameters along sums that are there."""
+    """Seconds that a host takes for the step from the sums of votes to the parameters."""
     parameters: int
     tokens: int
     bandwidth: float
@@ -202,7 +201,7 @@ def main() -> None:
     parser.add_argument("--latency", type=float, default=50e-6, help="of a message, seconds (default: 50e-6)")
     parser.add_argument("--hosts", type=int, nargs="+", default=[8, 64, 1000], help="(default: 8 64 1000)")
     parser.add_argument("--model-population", type=int, default=2**20, help="(default: 1048576)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there too")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all figures to this file")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.measure:
@@ -211,7 +210,7 @@ def main() -> None:
     options = {name: getattr(args, name) for name in ("population", "tokens", "layers", "width", "engine", "epochs")}
 
     tokens = args.population * args.tokens
-    # Ranks and threads of each: the last one shows what this machine's cores make of twice the work.
+    # (ranks, threads of each): the last one shows the loss on this machine's cores without any exchange.
     measured: dict[tuple[int, int], list[dict[str, Any]]] = {(1, 1): [], (2, 1): [], (1, 2): []}
     for _ in range(args.rounds):
         for (ranks, threads), jobs in measured.items():
@@ -257,7 +256,7 @@ def main() -> None:
     )
     print(
         f"{'hosts':>6}  {'update':<11}{'generate':>10}{'fitness':>10}{'votes':>10}{'sum':>10}{'epoch':>10}"
-        f"{'sent/host':>12}{'efficiency':>12}   pays from population"
+        f"{'sent/host':>12}{'efficiency':>12}   faster from population"
     )
     model = []
     for hosts in args.hosts:

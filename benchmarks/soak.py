@@ -1,10 +1,10 @@
-"""A long run at full speed: memory may not grow, tokens/s may not drift, metrics and votes have to be complete.
+"""A long run at full speed. Memory must not grow, tokens/s must not drift, metrics and fitness log must be complete.
 
 python benchmarks/soak.py [--minutes 30] [--config FILE] [--json FILE] [-- OPTIONS OF nanoegg train]
 
-Trains in a process of its own into a temporary folder, ends it with SIGTERM, and then looks at what it left: resident
-memory and tokens/s by tenths of the time, the lines of metrics.jsonl, the epochs of votes.bin, and a replay of the
-votes against the last checkpoint. The exit code is 1 where something is missing or differs.
+Trains in a separate process into a temporary folder and ends it with SIGTERM. Then it reports resident memory and
+tokens/s by tenths of the time, checks that metrics.jsonl and votes.bin have every epoch, and compares a replay of
+votes.bin with the last checkpoint. The exit code is 1 if a line or an epoch is missing, or the replay differs.
 """
 
 import argparse
@@ -45,7 +45,7 @@ def soak(folder: Path, minutes: float, options: list[str]) -> Path:
 
 
 def tenths(lines: list[Record]) -> list[dict[str, float]]:
-    """Medians of memory and speed in each tenth of the run's time."""
+    """Returns medians of memory and speed in each tenth of the run's time."""
     first, last = lines[0]["seconds"], lines[-1]["seconds"]
     rows = []
     for tenth in range(10):
@@ -65,7 +65,7 @@ def tenths(lines: list[Record]) -> list[dict[str, float]]:
 
 
 def complete(run: Path) -> dict[str, Any]:
-    """Whether the run's files are complete, and the replay gives its last checkpoint."""
+    """Checks that the run's files are complete and that the replay gives its last checkpoint."""
     opened = checkpoint.load(run)
     lines = read_metrics(run / "metrics.jsonl")
     epochs = [logged.epoch for logged in read_fitness_log(run / "votes.bin")]
@@ -84,7 +84,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--minutes", type=float, default=30, help="(default: 30)")
     parser.add_argument("--config", default="configs/quickstart.toml", help="(default: configs/quickstart.toml)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there too")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all figures to this file")
     parser.add_argument("options", nargs="*", help="more options of `nanoegg train`, after --")
     args = parser.parse_args()
     started = time.perf_counter()
