@@ -1,4 +1,4 @@
-"""`nanoegg baseline`: n-grams, compressors and a transformer on the same bytes."""
+"""`nanoegg baseline`: n-grams, compressors and float models on the same bytes."""
 
 from __future__ import annotations
 
@@ -15,20 +15,21 @@ from nanoegg_mlx.config import Config
 from nanoegg_mlx.errors import InputError
 from nanoegg_mlx.measure.baselines import BASELINES, ORDERS, NGram
 from nanoegg_mlx.store.tokens import load_tokens, read_text
-from nanoegg_mlx.training import transformer
+from nanoegg_mlx.training import backprop
+from nanoegg_mlx.training.float_models import MODELS
 
 HELP = "bits per byte of a text by other models and compressors"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds `baseline unigram`, `bigram`, `trigram`, `gzip`, `xz` and `transformer`."""
+    """Adds `baseline unigram`, `bigram`, `trigram`, `gzip`, `xz`, `transformer` and `mingru`."""
     parser.description = "Measures a text by other means than this project's model, in the same bits per byte."
     kinds = parser.add_subparsers(dest="kind", metavar="kind", required=True)
     for name in BASELINES:
         _add_text_arguments(name, kinds.add_parser(name, help=f"bits per byte of a text by {name}"))
-    _add_transformer_arguments(
-        kinds.add_parser("transformer", help="train one on a run's batches", formatter_class=Help)
-    )
+    for name in MODELS:
+        about = f"train a float {name} on a run's batches, by backpropagation"
+        _add_backprop_arguments(name, kinds.add_parser(name, help=about, formatter_class=Help))
 
 
 def _add_text_arguments(name: str, parser: argparse.ArgumentParser) -> None:
@@ -46,14 +47,15 @@ def _add_text_arguments(name: str, parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
-def _add_transformer_arguments(parser: argparse.ArgumentParser) -> None:
+def _add_backprop_arguments(name: str, parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Trains a byte-level transformer by SGD on the batches that a run with the same config reads, into a new "
-        "folder <name>-transformer under --checkpoints, with a metrics.jsonl like a run's. Every key of the config is "
-        "an option; population and group_size set the number of lanes."
+        f"Trains a byte-level {name} in floats on the batches that a run with the same config reads, into a new folder "
+        f"<name>-{name} under --checkpoints, with a metrics.jsonl like a run's. Every key of the config is an option; "
+        "population and group_size set the number of lanes."
     )
     group = parser.add_argument_group("gradient descent")
-    default = transformer.Descent()
+    default = backprop.Descent()
+    group.add_argument("--optimizer", default=default.optimizer, metavar="NAME", help="sgd or adam (default: sgd)")
     group.add_argument(
         "--learning-rate", type=float, default=default.learning_rate, metavar="X", help="(default: %(default)s)"
     )
@@ -71,7 +73,7 @@ def _add_transformer_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Measures a text, or trains the transformer, and prints the figures. Returns 130 after Ctrl-C, else 0."""
-    if options.kind == "transformer":
+    if options.kind in MODELS:
         return _train(options)
     _measure(options.kind, options.text, getattr(options, "train", None), options.json)
     return 0
@@ -80,8 +82,8 @@ def run(options: argparse.Namespace) -> int:
 def _train(options: argparse.Namespace) -> int:
     given = given_config(options)
     config = Config.from_toml(options.config, **given) if options.config else Config(**given)
-    descent = transformer.Descent(options.learning_rate, options.momentum, options.micro_batch)
-    outcome = transformer.train(config, descent, partial(print, file=sys.stderr))
+    descent = backprop.Descent(options.optimizer, options.learning_rate, options.momentum, options.micro_batch)
+    outcome = backprop.train(config, descent, partial(print, file=sys.stderr), options.kind)
     last = outcome.validation
     if options.json:
         print(json.dumps({"run": str(outcome.folder), "parameters": outcome.parameters, **(last or {})}))

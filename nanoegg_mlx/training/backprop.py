@@ -1,9 +1,10 @@
-"""A byte-level transformer of the same depth and width, trained by backpropagation, for comparison as in the paper.
+"""Float models trained by backpropagation, for comparison with the runs of evolution strategies.
 
-It reads the text of a run of the same config: an epoch's batch is the S lanes x T tokens of spec section 6, with one
-step of stochastic gradient descent. Its context is the window of tokens_per_update bytes, while the recurrent model
-keeps its state from epoch to epoch. Validation reads the rows of section 8, window by window. The figures are written
-to a metrics.jsonl like a run's, so that one plot can show both curves; `tokens` counts each lane's bytes once.
+A model reads the text of a run of the same config: an epoch's batch is the S lanes x T tokens of spec section 6, with
+one step of gradient descent. The transformer's context is the window of tokens_per_update bytes; the float minGRU keeps
+its state from epoch to epoch as the integer model does, and its gradients stop at the window's start. Validation reads
+the rows of section 8, window by window. The figures are written to a metrics.jsonl like a run's, so that one plot can
+show both curves; `tokens` counts each lane's bytes once.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -33,25 +34,27 @@ from nanoegg_mlx.store.durable import HashedFile, Lock, write_file
 from nanoegg_mlx.store.metrics import MetricsFile, Record, record, resident_mb
 from nanoegg_mlx.store.tokens import Lanes
 from nanoegg_mlx.training.caches import Caches
+from nanoegg_mlx.training.float_models import MODELS
 from nanoegg_mlx.training.launch import new_folder
 from nanoegg_mlx.training.signals import StopSignals
-
-_HEAD = 64
-"""Width of an attention head."""
 
 
 @dataclass(frozen=True)
 class Descent:
     """Settings of the gradient descent. Raises InputError, naming the value and its range, for a bad one."""
 
+    optimizer: str = "sgd"
+    """`sgd` or `adam`."""
     learning_rate: float = 0.03
-    """Six layers of width 256 diverge at first with 0.1; small models allow, and need, more."""
+    """Transformers by SGD: six layers of width 256 diverge at first with 0.1; small models allow, and need, more."""
     momentum: float = 0.9
+    """Of SGD."""
     micro_batch: int = 64
     """Windows in one gradient computation: bounds memory, and changes only rounding."""
 
     def __post_init__(self) -> None:
         rules = {
+            "optimizer": (self.optimizer in ("sgd", "adam"), "'sgd' or 'adam'"),
             "learning_rate": (0 < self.learning_rate < math.inf, "a number above 0"),
             "momentum": (0 <= self.momentum < 1, "a number from 0 to below 1"),
             "micro_batch": (self.micro_batch >= 1, "a whole number of at least 1"),
@@ -59,50 +62,43 @@ class Descent:
         check_settings(self, rules)
 
 
-class Transformer(nn.Module):
-    """Pre-norm, GELU, learnt positions: MLX's own encoder under a causal mask."""
+class Gradient(NamedTuple):
+    """Of one batch."""
 
-    def __init__(self, config: Config) -> None:
-        """Layers, width, vocabulary and context are the config's. Raises InputError for a width heads do not divide."""
-        super().__init__()
-        width = config.n_embd
-        if width > _HEAD and width % _HEAD:
-            raise InputError(
-                f"n_embd is {width}; it must be a multiple of {_HEAD}, the width of an attention head, or less."
-            )
-        self.tokens = nn.Embedding(config.vocab_size, width)
-        self.positions = nn.Embedding(config.tokens_per_update, width)
-        self.encoder = nn.TransformerEncoder(
-            config.n_layer, width, max(width // _HEAD, 1), mlp_dims=4 * width, activation=nn.gelu, norm_first=True
-        )
-        self.head = nn.Linear(width, config.vocab_size)
-
-    def __call__(self, inputs: mx.array) -> mx.array:
-        """Logits (B, T, V) float32 for the byte after each of `inputs` (B, T), T at most tokens_per_update."""
-        length = inputs.shape[1]
-        x = self.tokens(inputs) + self.positions.weight[:length]
-        return self.head(self.encoder(x, nn.MultiHeadAttention.create_additive_causal_mask(length)))
+    loss: float
+    """Bits per byte."""
+    tree: Any
+    """Of the mean loss in nats, by parameter."""
+    states: np.ndarray
+    """(S, ...) of the lanes, after the batch."""
 
 
 class Learner:
-    """A transformer's parameters and their optimiser. The seed is the config's."""
+    """A model's parameters, their optimiser, and the states of its lanes. The seed is the config's."""
 
-    def __init__(self, config: Config, descent: Descent) -> None:
+    def __init__(self, config: Config, descent: Descent, kind: str = "transformer") -> None:
         mx.random.seed(config.seed)
-        model = Transformer(config)
+        self._model = model = MODELS[kind](config)
         self.params: Any = model.parameters()
         mx.eval(self.params)
-        self.optimizer = optim.SGD(descent.learning_rate, descent.momentum)
+        self.states = np.array(model.start(config.lanes))
+        """(S, ...) float32, of the lanes, after the last step."""
+        self.optimizer: optim.Optimizer = (
+            optim.Adam(descent.learning_rate)
+            if descent.optimizer == "adam"
+            else optim.SGD(descent.learning_rate, descent.momentum)
+        )
         self.micro_batch = descent.micro_batch
 
-        def bits(params: Any, inputs: mx.array, targets: mx.array) -> mx.array:
-            """Code length of all targets together, in bits; `inputs` and `targets` are (B, T)."""
+        def bits(params: Any, states: mx.array, inputs: mx.array, targets: mx.array) -> tuple[mx.array, mx.array]:
+            """Code length of all targets together, in bits, and the next states; inputs and targets are (B, T)."""
             model.update(params)
-            return nn.losses.cross_entropy(model(inputs), targets, reduction="sum") / math.log(2)
+            logits, states = model(inputs, states)
+            return nn.losses.cross_entropy(logits, targets, reduction="sum") / math.log(2), states
 
-        def logits(params: Any, inputs: mx.array) -> mx.array:
+        def logits(params: Any, states: mx.array, inputs: mx.array) -> mx.array:
             model.update(params)
-            return model(inputs)
+            return model(inputs, states)[0]
 
         self._bits = mx.compile(bits)
         self._gradient = mx.compile(mx.value_and_grad(bits))
@@ -118,32 +114,39 @@ class Learner:
         return dict(tree_flatten(self.params))
 
     def logits(self, inputs: np.ndarray) -> np.ndarray:
-        """(B, T, V) float32 of inputs (B, T), T at most tokens_per_update."""
-        return np.array(self._logits(self.params, mx.array(inputs)))
+        """(B, T, V) float32 of inputs (B, T), T at most tokens_per_update, from the state before a text."""
+        return np.array(self._logits(self.params, self._model.start(len(inputs)), mx.array(inputs)))
 
-    def gradient(self, inputs: np.ndarray, targets: np.ndarray) -> tuple[float, Any]:
-        """Bits per byte of a batch (B, T), and the gradient of the mean loss in nats. Changes nothing."""
-        total, sums = 0.0, None
+    def gradient(self, inputs: np.ndarray, targets: np.ndarray) -> Gradient:
+        """The gradient on a batch (S, T) of all lanes. Changes nothing."""
+        total, sums, states = 0.0, None, np.empty_like(self.states)
         for part in self._parts(len(inputs)):
-            value, gradients = self._gradient(self.params, mx.array(inputs[part]), mx.array(targets[part]))
+            (value, after), gradients = self._gradient(
+                self.params, mx.array(self.states[part]), mx.array(inputs[part]), mx.array(targets[part])
+            )
             sums = gradients if sums is None else tree_map(mx.add, sums, gradients)
-            mx.eval(value, sums)
+            mx.eval(value, sums, after)
             total += float(value)
+            states[part] = np.array(after)
         scale = math.log(2) / inputs.size
-        return total / inputs.size, tree_map(lambda gradient: gradient * scale, sums)
+        return Gradient(total / inputs.size, tree_map(lambda gradient: gradient * scale, sums), states)
 
-    def step(self, gradients: Any) -> None:
-        """One step of the optimiser."""
-        self.params = self.optimizer.apply_gradients(gradients, self.params)
+    def step(self, gradient: Gradient) -> None:
+        """One step of the optimiser; the lanes' states are then those after the batch."""
+        self.params = self.optimizer.apply_gradients(gradient.tree, self.params)
+        self.states = gradient.states
         mx.eval(self.params, self.optimizer.state)
 
     def evaluate(self, rows: np.ndarray, context: int) -> float:
-        """Bits per byte of rows (B, m) uint8, all but each one's first byte, in windows that start from nothing."""
+        """Bits per byte of rows (B, m) uint8, all but each one's first byte, read in windows of `context` bytes."""
         total = 0.0
         for part in self._parts(len(rows)):
+            states = self._model.start(len(rows[part]))
             for start in range(0, rows.shape[1] - 1, context):
                 window = mx.array(rows[part, start : start + context + 1])
-                total += float(self._bits(self.params, window[:, :-1], window[:, 1:]))
+                value, states = self._bits(self.params, states, window[:, :-1], window[:, 1:])
+                mx.eval(value, states)
+                total += float(value)
         return total / (rows.size - len(rows))
 
     def _parts(self, size: int) -> Iterator[slice]:
@@ -151,8 +154,8 @@ class Learner:
 
 
 @dataclass(frozen=True)
-class TransformerOutcome:
-    """The end of a transformer's training."""
+class BackpropOutcome:
+    """The end of a training."""
 
     folder: Path
     parameters: int
@@ -163,16 +166,22 @@ class TransformerOutcome:
     """The signal that ended the training before its last epoch."""
 
 
-def train(config: Config, descent: Descent, message: Callable[[str], object] = lambda text: None) -> TransformerOutcome:
-    """Trains a transformer for `config.num_epochs` epochs into `<checkpoints>/<name>-transformer`, a new folder.
+def train(
+    config: Config,
+    descent: Descent,
+    message: Callable[[str], object] = lambda text: None,
+    kind: str = "transformer",
+) -> BackpropOutcome:
+    """Trains a float model for `config.num_epochs` epochs into `<checkpoints>/<name>-<kind>`, a new folder.
 
-    The folder gets metrics.jsonl, transformer.json (config and descent), and at the end, or after SIGINT or SIGTERM,
+    The folder gets metrics.jsonl, <kind>.json (config and descent), and at the end, or after SIGINT or SIGTERM,
     model.safetensors.
 
     Args:
         config: sizes, lanes, caches and epochs, as for a run.
         descent: settings of the gradient descent.
         message: receives the lines of a log.
+        kind: of float_models.MODELS.
 
     Raises:
         InputError: config and caches do not fit, and nothing has been written then; or the loss is not finite.
@@ -180,20 +189,20 @@ def train(config: Config, descent: Descent, message: Callable[[str], object] = l
     caches = Caches(config)
     lanes = Lanes(caches.train, config)
     rows = validation_rows(caches.valid, config.validation_batch_size)
-    learner = Learner(config, descent)
+    learner = Learner(config, descent, kind)
     with ExitStack() as held:
-        folder = new_folder(config.replace(name=f"{config.name}-transformer"))
+        folder = new_folder(config.replace(name=f"{config.name}-{kind}"))
         held.callback(Lock(folder).release)
         about = {
             "config": dataclasses.asdict(config),
             "descent": dataclasses.asdict(descent),
             "parameters": learner.size,
         }
-        write_file(folder / "transformer.json", json.dumps(about, indent=2).encode())
+        write_file(folder / f"{kind}.json", json.dumps(about, indent=2).encode())
         lines = MetricsFile(folder / "metrics.jsonl", 0)
         held.callback(lines.close)
         message(
-            f"{folder}: transformer of {learner.size:,} parameters, {config.n_layer} layer{'s' * (config.n_layer > 1)}"
+            f"{folder}: {kind} of {learner.size:,} parameters, {config.n_layer} layer{'s' * (config.n_layer > 1)}"
             f", {config.n_embd} wide, {config.num_epochs} epochs of {config.lanes} x {config.tokens_per_update} tokens"
         )
         with StopSignals() as stop:
@@ -201,7 +210,7 @@ def train(config: Config, descent: Descent, message: Callable[[str], object] = l
             with HashedFile(folder / "model.safetensors") as file:
                 mx.save_safetensors(file, learner.named_params())
                 file.finish()
-    return TransformerOutcome(folder, learner.size, lines.last_validation, stop.signal)
+    return BackpropOutcome(folder, learner.size, lines.last_validation, stop.signal)
 
 
 def _epochs(
@@ -224,13 +233,12 @@ def _epochs(
             computed = stop.attempt(partial(learner.gradient, inputs, targets))
             if computed is None:
                 return
-            loss, gradients = computed
-            if not math.isfinite(loss):
+            if not math.isfinite(computed.loss):
                 rate = float(learner.optimizer.learning_rate)
-                raise InputError(f"The loss of epoch {epoch} is {loss}; learning_rate must be below {rate:g}.")
-            learner.step(gradients)
+                raise InputError(f"The loss of epoch {epoch} is {computed.loss}; learning_rate must be below {rate:g}.")
+            learner.step(computed)
             tokens += inputs.size
-            figures = {"loss_mean": loss, "tokens_per_second": inputs.size / (time.perf_counter() - begun)}
+            figures = {"loss_mean": computed.loss, "tokens_per_second": inputs.size / (time.perf_counter() - begun)}
         validation = None
         if epoch in (0, config.num_epochs) or (config.validate_every and epoch % config.validate_every == 0):
             validation = stop.attempt(partial(learner.evaluate, rows, context))

@@ -9,16 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 import pytest
 from mlx.utils import tree_flatten, tree_map
 
-from nanoegg_mlx import Config
+from nanoegg_mlx import Config, init_params
 from nanoegg_mlx.cli import main
+from nanoegg_mlx.engines import make_engine
 from nanoegg_mlx.store.metrics import read_metrics
 from nanoegg_mlx.store.tokens import Lanes
-from nanoegg_mlx.training import transformer
-from nanoegg_mlx.training.transformer import Descent, Learner, Transformer, train
+from nanoegg_mlx.training import backprop
+from nanoegg_mlx.training.backprop import Descent, Learner, train
+from nanoegg_mlx.training.float_models import FloatMinGRU, Transformer
 from tests.traces import pseudo_text
 
 CONFIG = Config(
@@ -46,7 +49,7 @@ def test_shape_of_the_model() -> None:
     assert shapes["tokens.weight"] == (256, 256) and shapes["positions.weight"] == (100, 256)
     assert shapes["encoder.layers.5.linear1.weight"] == (1024, 256) and len(model.encoder.layers) == 6
     layer = model.encoder.layers[0]
-    assert layer.attention.num_heads == 4 and layer.norm_first and layer.activation is transformer.nn.gelu
+    assert layer.attention.num_heads == 4 and layer.norm_first and layer.activation is nn.gelu
 
 
 def test_no_future_is_seen() -> None:
@@ -71,7 +74,7 @@ def test_the_gradient_is_the_losses() -> None:
     """Along its own direction the loss rises as it says, and bits are those of a softmax."""
     learner = Learner(CONFIG, Descent())
     inputs, targets = Lanes(np.load("train.npy"), CONFIG).batch(3)
-    loss, gradients = learner.gradient(inputs, targets)
+    loss, gradients, _ = learner.gradient(inputs, targets)
     likelihood = np.take_along_axis(log2_softmax(learner.logits(inputs)), targets[..., None].astype(int), axis=-1)
     assert loss == pytest.approx(-likelihood.mean(), rel=1e-5)
 
@@ -79,7 +82,7 @@ def test_the_gradient_is_the_losses() -> None:
     start, losses = learner.params, []
     for step in (-0.01, 0.01):
         learner.params = tree_map(lambda p, g, step=step: p + step * g, start, gradients)
-        losses.append(learner.gradient(inputs, targets)[0] * math.log(2))
+        losses.append(learner.gradient(inputs, targets).loss * math.log(2))
     assert (losses[1] - losses[0]) / 0.02 == pytest.approx(square, rel=0.01)
 
 
@@ -87,8 +90,8 @@ def test_the_gradient_is_the_losses() -> None:
 def test_micro_batches_add_up(micro_batch: int) -> None:
     inputs, targets = Lanes(np.load("train.npy"), CONFIG).batch(0)
     assert len(inputs) == 8
-    whole, expected = Learner(CONFIG, Descent()).gradient(inputs, targets)
-    loss, gradients = Learner(CONFIG, Descent(micro_batch=micro_batch)).gradient(inputs, targets)
+    whole, expected, _ = Learner(CONFIG, Descent()).gradient(inputs, targets)
+    loss, gradients, _ = Learner(CONFIG, Descent(micro_batch=micro_batch)).gradient(inputs, targets)
     assert loss == pytest.approx(whole, rel=1e-6)
     for (name, value), (_, other) in zip(tree_flatten(gradients), tree_flatten(expected), strict=True):
         assert float(mx.linalg.norm(value - other)) <= 1e-3 * float(mx.linalg.norm(other)) + 1e-6, name
@@ -101,9 +104,9 @@ def test_two_steps_by_hand() -> None:
     expected = {name: np.array(value, np.float64) for name, value in learner.named_params().items()}
     velocity = {name: np.zeros_like(value) for name, value in expected.items()}
     for epoch in range(2):
-        _, gradients = learner.gradient(*lanes.batch(epoch))
-        learner.step(gradients)
-        for name, gradient in tree_flatten(gradients):
+        found = learner.gradient(*lanes.batch(epoch))
+        learner.step(found)
+        for name, gradient in tree_flatten(found.tree):
             velocity[name] = 0.75 * velocity[name] + np.array(gradient, np.float64)
             expected[name] -= 0.5 * velocity[name]
     for name, value in learner.named_params().items():
@@ -142,9 +145,9 @@ def test_a_run() -> None:
 
     lanes, learner = Lanes(np.load("train.npy"), CONFIG), Learner(CONFIG, Descent(learning_rate=0.3))
     for epoch in range(60):
-        loss, gradients = learner.gradient(*lanes.batch(epoch))
-        assert loss == pytest.approx(losses[epoch], rel=1e-4)
-        learner.step(gradients)
+        found = learner.gradient(*lanes.batch(epoch))
+        assert found.loss == pytest.approx(losses[epoch], rel=1e-4)
+        learner.step(found)
     saved = mx.load(str(folder / "model.safetensors"))
     assert isinstance(saved, dict)
     for name, value in learner.named_params().items():
@@ -177,11 +180,11 @@ def test_a_signal(monkeypatch: pytest.MonkeyPatch, at: str) -> None:
         nonlocal calls
         calls += 1
         if calls == 2:
-            transformer.signal.raise_signal(transformer.signal.SIGINT)
+            backprop.signal.raise_signal(backprop.signal.SIGINT)
         return original(self, *arguments)
 
     monkeypatch.setattr(Learner, at, interrupted)
-    assert train(CONFIG, Descent()).stopped == transformer.signal.SIGINT
+    assert train(CONFIG, Descent()).stopped == backprop.signal.SIGINT
     lines = read_metrics(Path("runs/t-transformer/metrics.jsonl"))
     assert len(lines) == (2 if at == "gradient" else 5) and lines[-1]["validation"] is None
     assert mx.load("runs/t-transformer/model.safetensors")
@@ -219,3 +222,63 @@ def test_mistakes(capsys: pytest.CaptureFixture[str], options: list[str], parts:
     assert code == 2 and out == "" and err.startswith("error: ") and err.count("\n") == 1
     assert all(part in err for part in parts), err
     assert not Path("runs").exists()
+
+
+MINGRU = CONFIG.replace(n_layer=2, n_embd=6)
+
+
+def test_the_float_mingru_is_the_integer_network_without_rounding() -> None:
+    """With the integer model's weights, logits and states differ by the rounding of activations only."""
+    config = Config(n_layer=1, n_embd=64, population=4)
+    params = init_params(config)
+    model = FloatMinGRU(config)
+    layer = model.layers[0]
+    names = {
+        "Wf": "att.Wf",
+        "Uf": "att.Uf",
+        "Wh": "att.Wh",
+        "Uh": "att.Uh",
+        "mlp0": "mlp.0.weight",
+        "mlp1": "mlp.1.weight",
+    }
+    for name, leaf in names.items():
+        setattr(layer, name, params[f"blocks.{leaf}"][0].astype(mx.float32) / 16)
+    model.emb, model.head = (params[name].astype(mx.float32) / 16 for name in ("emb", "head"))
+    text = np.load("train.npy")[None, :40]
+    logits, state = model(mx.array(text), model.start(1))
+    expected, states = make_engine(config).logits(params, text, np.zeros((1, 1, 64), np.int8))
+    bits = np.array(logits) / math.log(2)
+    assert np.corrcoef(bits.ravel(), expected.ravel())[0, 1] > 0.97
+    assert np.abs(bits - expected / 16).mean() < 0.25
+    assert np.abs(np.array(state) - states / 16).mean() < 0.25
+
+
+def test_the_float_mingru_carries_its_states() -> None:
+    """Two windows in a row give what one of both lengths gives; a byte 0 clears the state."""
+    learner = Learner(MINGRU, Descent(optimizer="adam", learning_rate=0.01), "mingru")
+    model, text = FloatMinGRU(MINGRU), mx.array(np.load("train.npy")[None, 1:21])
+    whole, _ = model(text, model.start(1))
+    first, state = model(text[:, :10], model.start(1))
+    second, _ = model(text[:, 10:], state)
+    assert np.allclose(np.array(whole), np.array(mx.concatenate([first, second], axis=1)), atol=1e-5)
+    cleared, _ = model(mx.zeros((1, 1), mx.uint8), state)
+    assert np.allclose(np.array(cleared), np.array(model(mx.zeros((1, 1), mx.uint8), model.start(1))[0]), atol=1e-6)
+
+    lanes = Lanes(np.load("train.npy"), MINGRU)
+    assert learner.states.shape == (8, 2, 6) and not learner.states.any()
+    found = learner.gradient(*lanes.batch(0))
+    assert not learner.states.any()
+    learner.step(found)
+    assert learner.states.any() and np.array_equal(learner.states, found.states)
+
+
+def test_the_float_mingru_learns(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("c.toml").write_text(MINGRU.replace(n_embd=16, num_epochs=60).to_toml())
+    options = ["--optimizer=adam", "--learning-rate=0.03", "--json"]
+    assert main(["baseline", "mingru", "--config=c.toml", *options]) == 0
+    about = json.loads(capsys.readouterr().out)
+    lines = read_metrics(Path("runs/t-mingru/metrics.jsonl"))
+    assert about["run"] == "runs/t-mingru" and about["validation"] < lines[0]["validation"] - 2
+    assert json.loads(Path("runs/t-mingru/mingru.json").read_text())["descent"]["optimizer"] == "adam"
+    assert main(["baseline", "mingru", "--config=c.toml", "--optimizer=newton"]) == 2
+    assert "optimizer is 'newton'; it must be 'sgd' or 'adam'." in capsys.readouterr().err
