@@ -4,8 +4,8 @@ python benchmarks/scaling.py [--population 512] [--tokens 100] [--rounds 3] [--e
                              [--bandwidth 10e9] [--latency 50e-6] [--hosts 8 64 1000] [--model-population 1048576]
 
 The table has jobs of one rank, of two ranks, and of one rank with two threads, measured in turn. Each thread has a
-core; MLX's ring joins the ranks over loopback. Efficiency is tokens/s a core, relative to one rank on one thread: from the
-medians over all epochs, from the best epochs, and from the CPU time of all ranks in an epoch. The CPU time excludes
+core; MLX's ring joins the ranks over loopback. Efficiency is tokens/s a core, relative to one rank on one thread: from
+the medians over all epochs, from the best epochs, and from the CPU time of all ranks in an epoch. The CPU time excludes
 waiting in the ring, which does not sleep; it is more reliable than wall time while other programs use the machine.
 In the model a host has two cores of this machine; docs/scaling.md has the formulas.
 """
