@@ -28,7 +28,7 @@ class HashedFile(io.FileIO):
         view = memoryview(content).cast("B")
         self._hash.update(view)
         rest = view
-        while rest:
+        while rest:  # the system may write a part only
             rest = rest[os.write(self.fileno(), rest) :]
         return len(view)
 
@@ -50,6 +50,7 @@ class AppendOnly:
 
     def append(self, record: bytes) -> None:
         """Writes a whole record. Raises OSError if the system does; the next record then overwrites the torn one."""
+        # pwrite, since a failed write moves a file's own offset: the next record would follow the torn one.
         written = 0
         while written < len(record):
             written += os.pwrite(self._descriptor, record[written:], self.size + written)
@@ -83,6 +84,7 @@ class Lock:
             raise InputError(
                 f"The run {folder} is in use by process {owner}; it must be unused: wait for that process or end it."
             ) from error
+        # The number of the process is for the message only; the lock is the descriptor's.
         os.ftruncate(self._descriptor, 0)
         os.pwrite(self._descriptor, f"{os.getpid()}\n".encode(), 0)
 
@@ -95,6 +97,7 @@ def write_file(path: Path, content: bytes) -> None:
     """Replaces a file atomically: at any moment it has the old content or the new one."""
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.unlink(missing_ok=True)
+    # The content must be on disk before the rename: a power cut could otherwise leave the new name on an empty file.
     with HashedFile(temporary) as file:
         file.write(content)
         file.finish()
@@ -112,7 +115,7 @@ def point(link: Path, target: str) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Waits until the folder's entries are on disk."""
+    """Waits until the folder's entries are on disk: names and renames belong to the folder, not to the file."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

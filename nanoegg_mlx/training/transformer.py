@@ -45,7 +45,7 @@ class Descent:
     """Settings of the gradient descent. Raises InputError, naming the value and its range, for a bad one."""
 
     learning_rate: float = 0.03
-    """Six layers of width 256 diverge at first with 0.1; small models allow, and need, more."""
+    """Six layers of width 256 diverge at first with 0.1; small models need a higher rate."""
     momentum: float = 0.9
     micro_batch: int = 64
     """Windows in one gradient computation: bounds memory, and changes only rounding."""
@@ -63,7 +63,7 @@ class Transformer(nn.Module):
     """Pre-norm, GELU, learnt positions: MLX's own encoder under a causal mask."""
 
     def __init__(self, config: Config) -> None:
-        """Layers, width, vocabulary and context are the config's. Raises InputError for a width heads do not divide."""
+        """Layers, width, vocabulary and context are the config's. Raises InputError for a bad width."""
         super().__init__()
         width = config.n_embd
         if width > _HEAD and width % _HEAD:
@@ -96,7 +96,7 @@ class Learner:
         self.micro_batch = descent.micro_batch
 
         def bits(params: Any, inputs: mx.array, targets: mx.array) -> mx.array:
-            """Code length of all targets together, in bits; `inputs` and `targets` are (B, T)."""
+            """Total code length of all targets, in bits; `inputs` and `targets` are (B, T)."""
             model.update(params)
             return nn.losses.cross_entropy(model(inputs), targets, reduction="sum") / math.log(2)
 
@@ -156,7 +156,7 @@ class TransformerOutcome:
 
     folder: Path
     parameters: int
-    """Number of them."""
+    """Number of parameters."""
     validation: Record | None
     """The last line of the metrics with a validation."""
     stopped: signal.Signals | None
