@@ -1,4 +1,4 @@
-"""The trainer against the naive twin of tests/oracle.py, bit for bit, where the recorded traces do not go."""
+"""The trainer against the naive twin of tests/oracle.py, bit for bit, in settings without a recorded trace."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_chunks_do_not_show(chunk: int, changes: dict[str, Any]) -> None:
 
 
 def test_spans_of_members_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A population whose tokens are gathered two members at a time, from lanes that six members share."""
+    """Tokens are gathered two members at a time, from lanes that six members share."""
     monkeypatch.setattr("nanoegg_mlx.training.estimators._SPAN_BYTES", 1)
     config = Config(**{**TINY, "population": 12, "group_size": 6})
     tokens = text(config, 60, 7)
