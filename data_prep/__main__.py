@@ -62,8 +62,7 @@ def remarks(manifest: dict[str, Any]) -> list[str]:
     sentences = []
     if nul := sum(entry["documents_with_nul"] for entry in entries):
         sentences.append(
-            f"Documents that hold a 0 byte of their own: {nul:,}, kept unchanged; a model reads it as the start of a "
-            "document."
+            f"Documents that contain a 0 byte: {nul:,}, kept unchanged; a model reads it as the start of a document."
         )
     if null := sum(entry["null_documents"] for entry in entries):
         sentences.append(f"Rows without text (null), left out: {null:,}.")

@@ -179,7 +179,7 @@ def existing(folder: Path, name: str, request: dict[str, Any]) -> dict[str, Any]
         keys = {key: None for key in (*request, *made_from)}
         key = next(key for key in keys if request.get(key) != made_from.get(key))
         raise InputError(
-            f"The set of {path} was made from another source ({key}: {_short(made_from.get(key))} there, "
+            f"The set of {path} was made from another source ({key}: {_short(made_from.get(key))} then, "
             f"{_short(request.get(key))} now); {remedy}"
         )
     for entry in manifest["splits"].values():

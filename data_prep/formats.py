@@ -180,8 +180,8 @@ def _json_message(error: pa.ArrowInvalid, rows: int, column: str, name: str) -> 
     row, text = rows + int(match[1]), text[: match.start()].rstrip(".")
     if kind := re.fullmatch(rf"Column\(/{re.escape(column)}\) changed from string to (\w+)", text):
         return (
-            f"{name} holds a {kind[1]}, not text, under {column!r} in row {row} (counted from 0); "
-            "--column must name the key that holds the text."
+            f"{name} has a {kind[1]}, not text, under {column!r} in row {row} (counted from 0); "
+            "--column must name the key of the text."
         )
     return f"{name} is broken in row {row} (counted from 0; {text}); {rule}"
 
@@ -192,7 +192,7 @@ def _check_json_keys(block: bytes, column: str, name: str) -> None:
     if column not in keys:
         raise InputError(
             f"{name} has no column {column!r} (its first row has {', '.join(map(repr, keys)) or 'none'}); "
-            "--column must name the key that holds the text."
+            "--column must name the key of the text."
         )
 
 
@@ -201,13 +201,13 @@ def check_column(schema: pa.Schema, column: str, name: str) -> None:
     if schema.names.count(column) != 1:
         raise InputError(
             f"{name} has {'no' if column not in schema.names else 'more than one'} column {column!r} (its columns are "
-            f"{', '.join(map(repr, schema.names)) or 'none'}); --column must name the one that holds the text."
+            f"{', '.join(map(repr, schema.names)) or 'none'}); --column must name the one with the text."
         )
     kind = schema.field(column).type
     if not is_text(kind):
         texts = [field.name for field in schema if is_text(field.type)]
         raise InputError(
-            f"{name} holds {kind}, not text, in column {column!r}; --column must name a text column (here: "
+            f"{name} has {kind}, not text, in column {column!r}; --column must name a text column (here: "
             f"{', '.join(map(repr, texts)) or 'none'})."
         )
 

@@ -33,7 +33,7 @@ def load(repository: str, config: str | None, revision: str | None, progress: bo
     import datasets
     from huggingface_hub.utils import logging
 
-    # Its warnings about each retry would hide our one sentence.
+    # Its warnings about each retry would hide our error message.
     logging.set_verbosity_error()
     if not progress:
         datasets.disable_progress_bars()

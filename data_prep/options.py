@@ -25,7 +25,7 @@ each document's UTF-8 bytes after a 0 byte, and NAME_manifest.json with their so
 """
 EXAMPLES = """\
 examples (%(prog)s ...):
-  --source python-stdlib                          text that is already there, no network
+  --source python-stdlib                          text of the Python installation, no network
   --source minipile                               the data set that nano-egg learns from
   --source hub:OWNER/NAME --column content        another data set of the hub
   --source notes/ --valid-fraction 0.1            a folder of files, split by a hash of their paths
@@ -52,7 +52,7 @@ def _add_source_arguments(parser: argparse.ArgumentParser) -> None:
         help="python-stdlib (the *.py files of this Python's library, the default), minipile, hub:OWNER/NAME, or paths "
         f"of files and folders ({KNOWN}); a text file is one document, in other files each row is one",
     )
-    source.add_argument("--column", metavar="NAME", help="the column or JSON key that holds the text (default: text)")
+    source.add_argument("--column", metavar="NAME", help="the column or JSON key of the text (default: text)")
     source.add_argument("--config", metavar="NAME", help="configuration of a hub data set (default: its own)")
     source.add_argument("--revision", metavar="REF", help="branch, tag or commit of a hub data set")
 
@@ -82,7 +82,7 @@ def _add_output_arguments(parser: argparse.ArgumentParser) -> None:
         "--out", type=Path, default=Path("data"), metavar="FOLDER", help="folder of the caches (default: data)"
     )
     output.add_argument("--name", help="name of the caches (default: from the source)")
-    output.add_argument("--force", action="store_true", help="replace caches of that name, whatever they hold")
+    output.add_argument("--force", action="store_true", help="replace caches of that name, whatever their content")
     output.add_argument(
         "--check",
         action="store_true",
@@ -92,7 +92,7 @@ def _add_output_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def choose_source(options: argparse.Namespace) -> Source:
-    """Returns the source that the options name. Raises InputError where they contradict each other."""
+    """Returns the source that the options name. Raises InputError if they contradict each other."""
     named = {split: getattr(options, split) for split in SPLITS if getattr(options, split)}
     fractions = _given_fractions(options)
     if both := sorted(named.keys() & fractions.keys()):
@@ -105,7 +105,7 @@ def choose_source(options: argparse.Namespace) -> Source:
     if named:
         if chosen or "train" not in named or fractions:
             raise InputError(
-                "--train, --valid and --test with paths are the whole choice of text; --train must be given, and "
+                "--train, --valid and --test with paths replace all other choices of text; --train must be given, and "
                 "--source and fractions must be left out."
             )
         paths = {split: [Path(path) for path in named[split]] for split in named}

@@ -56,7 +56,7 @@ def prepare(
 def write_splits(source: Source, stage: Path, name: str, quiet: bool) -> dict[str, Any]:
     """Writes each split's .npy file into `stage`. Returns the manifest's entries by split.
 
-    Raises InputError where a split is empty.
+    Raises InputError if a split is empty.
     """
     writers = {split: CacheWriter(cache.cache_path(stage, name, split)) for split in source.splits}
     # disable=None: no bar where stderr is not a terminal.
@@ -82,7 +82,7 @@ def write_splits(source: Source, stage: Path, name: str, quiet: bool) -> dict[st
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that made the caches, where they are installed."""
+    """Versions of Python and of the packages that made the caches, if they are installed."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:

@@ -1,12 +1,12 @@
 """Sources of text: a hub data set, local files, or the sources of the interpreter's standard library.
 
-A Source holds a `request`, which identifies the text and is kept in the manifest, and `read()`, which yields the tokens
+A Source has a `request`, which identifies the text and is kept in the manifest, and `read()`, which yields the tokens
 of all splits piece by piece.
 
 Notable: a document's split depends only on its file's path, relative to the given folder, and its row in that file (0
 for a text file). The two are hashed to a number in [0, 1): below the test fraction the document belongs to test, then
-to valid, otherwise to train. So a document stays in its split when other files come or go. For rows the hash is one
-NumPy expression, SplitMix64.
+to valid, otherwise to train. So a document stays in its split when other files are added or removed. For rows the hash
+is one NumPy expression, SplitMix64.
 """
 
 import hashlib
@@ -106,7 +106,7 @@ def stdlib_source(fractions: Fractions, root: Path | None = None) -> Source:
     skip = {"site-packages", "dist-packages", "__pycache__", "test", "tests", "idle_test"}
     files = [file for file in _walk(folder, skip) if file.path.suffix == ".py"]
     if not files:
-        raise InputError(f"The folder {folder} holds no .py files; --source must name other text.")
+        raise InputError(f"The folder {folder} has no .py files; --source must name other text.")
     return Source(
         name="python-stdlib",
         request={
@@ -275,7 +275,7 @@ def _find(path: Path) -> list[File]:
     if path.is_dir():
         files = [file for file in _walk(path, set()) if kind_of(file.path)]
         if not files:
-            raise InputError(f"The folder {path} holds no files to read; it must hold {KNOWN}.")
+            raise InputError(f"The folder {path} has no files to read; it must have {KNOWN}.")
         return files
     if not path.is_file():
         raise InputError(f"The file {path} does not exist; it must be a file or a folder.")
@@ -309,7 +309,7 @@ def _fingerprint(files: list[File]) -> str:
 
 
 def _text_size(files: list[File]) -> int | None:
-    """Returns the bytes of text where the files' sizes give it, None if any file is of another kind."""
+    """Returns the bytes of text from the files' sizes, None if a file has a kind whose size differs from its text's."""
     if all(file.path.suffix.lower() in (".txt", ".md", ".arrow") for file in files):
         return sum(file.size for file in files)
     return None

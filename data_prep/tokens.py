@@ -3,7 +3,7 @@
 Notable: no Python object is made for a document. Arrow stores a column as one buffer of bytes and one of offsets. Its
 `binary_join` kernel copies such a buffer with a separator between documents, one memcpy a document, and the result is
 the token array. (The same in NumPy, with a zero-filled array and a boolean mask, takes 4 to 20 times as long.) This
-module uses the offsets only to cut columns into chunks of bounded size and to find documents that hold a 0x00 byte.
+module uses the offsets only to cut columns into chunks of bounded size and to find documents that contain a 0x00 byte.
 """
 
 from collections.abc import Iterator
@@ -21,8 +21,8 @@ CHUNK_ROWS = 8192
 class Encoded:
     """Tokens, and counts of the documents that begin in them.
 
-    tokens: (n,) uint8. documents: documents that begin here. documents_with_nul: those of them that hold a 0x00 byte of
-    their own. null_documents: rows without text, which add nothing to tokens.
+    tokens: (n,) uint8. documents: documents that begin here. documents_with_nul: those of them that contain a 0x00
+    byte. null_documents: rows without text, which add nothing to tokens.
     """
 
     tokens: np.ndarray

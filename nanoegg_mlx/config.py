@@ -1,6 +1,6 @@
 """The configuration of a run: one frozen dataclass, checked when it is made, read from and written to TOML.
 
-Field names are flat (`Config(seed=0, n_layer=2)`); in a TOML file they stand in the tables [model], [evolution],
+Field names are flat (`Config(seed=0, n_layer=2)`); in a TOML file they are in the tables [model], [evolution],
 [data] and [run]. Each field carries its table, its help text with the unit, and its allowed range, and the
 command line's options are generated from the same three. It also states whether a resumed run may change the field
 and whether the ranks of a job may differ in it. Defaults are the reference's (spec section 9).
@@ -68,7 +68,7 @@ class Config:
 
     n_layer: int = _field("model", 6, "number of layers", low=1, high=1024)
     n_embd: int = _field("model", 256, "width of the residual stream and of a state", low=1, high=16384)
-    vocab_size: int = _field("model", 256, "number of byte values the model knows", low=1, high=256)
+    vocab_size: int = _field("model", 256, "number of byte values in the vocabulary", low=1, high=256)
 
     seed: int = _field("evolution", 0, "seed of initial weights and perturbations", low=0, high=2**64 - 1)
     population: int = _field(
@@ -84,7 +84,7 @@ class Config:
     num_perturbations: int = _field(
         "evolution",
         0,
-        "members that have noise of their own; the others repeat it (0: all)",
+        "members with different noise; the others repeat it (0: all)",
         low=0,
         high=2**30,
         even=True,
@@ -172,13 +172,13 @@ class Config:
     keep: int = _field(
         "run",
         3,
-        "newest checkpoints that are kept, beside the best on validation",
+        "newest checkpoints to keep, besides the best on validation",
         low=1,
         may_change=True,
         per_rank=True,
     )
     engine: str = _field(
-        "run", "auto", "which code scores and updates", choices=("auto", "mlx", "cpu"), may_change=True, per_rank=True
+        "run", "auto", "code that scores and updates", choices=("auto", "mlx", "cpu"), may_change=True, per_rank=True
     )
     threads: int = _field(
         "run", 0, "threads of the CPU engine (0: all usable cores)", low=0, high=4096, may_change=True, per_rank=True
@@ -195,7 +195,7 @@ class Config:
     update: str = _field(
         "run",
         "auto",
-        "in a job of several processes, whether each sums all votes or a share of them (auto: what is measured faster)",
+        "in a job of several processes: each sums all votes, or a share of them (auto: the faster one, by measurement)",
         choices=("auto", "replicated", "sharded"),
         may_change=True,
     )
@@ -293,11 +293,13 @@ class Config:
         values: dict[str, Any] = {}
         for table, entries in document.items():
             if table not in TABLES or not isinstance(entries, dict):
-                raise InputError(f"{where} has {table!r} at its top level; the tables are {', '.join(TABLES)}.")
+                raise InputError(
+                    f"{where} has {table!r} at its top level; it must be one of the tables {', '.join(TABLES)}."
+                )
             for name, value in entries.items():
                 home = _field_named(name, where).metadata["table"]
                 if home != table:
-                    raise InputError(f"{where} has {name!r} in [{table}]; it belongs in [{home}].")
+                    raise InputError(f"{where} has {name!r} in [{table}]; it must be in [{home}].")
                 values[name] = value
         return from_dict({**values, **overrides})
 
@@ -324,7 +326,7 @@ def fields_marked(mark: Literal["may_change", "per_rank"]) -> tuple[str, ...]:
 def _field_named(name: str, where: str) -> dataclasses.Field[Any]:
     fields = {field.name: field for field in dataclasses.fields(Config)}
     if name not in fields:
-        raise InputError(f"{where} has an unknown key {name!r}; the keys are {', '.join(fields)}.")
+        raise InputError(f"{where} has an unknown key {name!r}; it must be one of {', '.join(fields)}.")
     return fields[name]
 
 
@@ -376,7 +378,7 @@ def _is_text(value: str) -> bool:
 
 
 def describe_range(field: dataclasses.Field[Any]) -> str:
-    """What a field accepts, in words: 'an even whole number from 2 to 1073741824'."""
+    """The values that a field accepts, in words: 'an even whole number from 2 to 1073741824'."""
     choices = field.metadata["choices"]
     if choices:
         return " or ".join(repr(choice) for choice in choices)

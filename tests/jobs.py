@@ -16,7 +16,7 @@ TRAIN = ("-m", "nanoegg_mlx.cli", "train")
 
 
 class Job:
-    """Ranks that were started together, each with a file of its own for what it says."""
+    """The ranks of one job, each with a log file for its output."""
 
     def __init__(self, ranks: int, *arguments: str, own: Callable[[int], list[str]] = lambda rank: []) -> None:
         """Starts `python ARGUMENTS own(rank)` in the working folder for each rank, as `mlx.launch` does."""
@@ -40,37 +40,39 @@ class Job:
                 )
 
     def wait(self, timeout: float = 60) -> list[int]:
-        """The ranks' exit codes. Ends them all, and raises TimeoutExpired, where one goes on for too long."""
+        """The ranks' exit codes. If one runs for too long, ends all and raises AssertionError with their output."""
         deadline = time.monotonic() + timeout
         try:
             return [process.wait(max(deadline - time.monotonic(), 0.01)) for process in self.ranks]
         except subprocess.TimeoutExpired as error:
-            raise AssertionError("\n".join([str(error), *map(self.said, range(len(self.ranks)))])) from error
+            raise AssertionError("\n".join([str(error), *map(self.output, range(len(self.ranks)))])) from error
         finally:
             self.end()
 
     def end(self) -> None:
-        """Kills what is left."""
+        """Kills the ranks that still run."""
         for process in self.ranks:
             process.kill()
             process.wait()
 
-    def said(self, rank: int) -> str:
-        """All that a rank has printed so far."""
+    def output(self, rank: int) -> str:
+        """The output of a rank so far."""
         return self.logs[rank].read_text(errors="replace")
 
     def wait_for(self, text: str, rank: int = 0, timeout: float = 60) -> None:
         """Waits until a rank has printed `text`."""
         deadline = time.monotonic() + timeout
-        while text not in self.said(rank):
+        while text not in self.output(rank):
             if time.monotonic() > deadline or self.ranks[rank].poll() is not None:
                 self.end()
-                raise AssertionError(f"{text!r} was not printed:\n" + "\n".join(map(self.said, range(len(self.ranks)))))
+                raise AssertionError(
+                    f"{text!r} was not printed:\n" + "\n".join(map(self.output, range(len(self.ranks))))
+                )
             time.sleep(0.01)
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on at the moment, all different."""
+    """Different ports without a listener."""
     sockets = [socket.socket() for _ in range(count)]
     try:
         for one in sockets:

@@ -1,8 +1,8 @@
 """The naive twin of every engine: the whole contract in plain Python and NumPy integers, one member at a time.
 
-Written from the specification alone and sharing no code with the package, so that an agreement of the two means
-something. Slow on purpose. A config is any object with the config's field names. Section numbers are the
-specification's; arrays are int64 unless told otherwise, and keys are pairs of Python integers.
+It follows the specification only and shares no code with the package, so their agreement is evidence for both. It is
+slow on purpose. A config is any object with the config's field names. Section numbers are the
+specification's; arrays are int64 unless stated otherwise, and keys are pairs of Python integers.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def split(key: Key, count: int) -> list[Key]:
 
 
 def normals(key: Key, positions: np.ndarray, kind: str) -> np.ndarray:
-    """Integer normals: the last threshold that is not above the 23-bit draw names the value."""
+    """Integer normals: the last threshold not above the 23-bit draw selects the value."""
     y0, y1 = threefry2x32(key, positions >> 32, positions & MASK)
     steps = THRESHOLDS[kind]
     values = np.array([steps["first"], *steps["value"]])

@@ -116,7 +116,7 @@ def test_mistakes(
 ) -> None:
     try:
         code: object = train(*caches, *options)
-    except SystemExit as exit:  # argparse's way out
+    except SystemExit as exit:  # argparse exits
         code = exit.code
     assert code == 2
     one_error(capsys, *parts)
@@ -149,7 +149,7 @@ def test_eval_mistakes(tmp_path: Path, caches: list[str], capsys: pytest.Capture
     (tmp_path / "empty.txt").touch()
     cases = [
         ([str(tmp_path / "none")], ["none"]),
-        ([str(tmp_path)], ["holds no checkpoint"]),
+        ([str(tmp_path)], ["has no checkpoint; it must have"]),
         ([run, str(tmp_path / "none.txt")], ["none.txt cannot be read"]),
         ([run, str(tmp_path / "empty.txt")], ["empty.txt is empty"]),
         ([run, "--rows=0"], ["validation_batch_size is 0", "at least 1"]),

@@ -1,4 +1,4 @@
-"""The configuration: TOML and back, and one sentence for every value that is not allowed."""
+"""The configuration: TOML and back, and one sentence for every forbidden value."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_refused_values(values: dict, parts: list[str]) -> None:
     ("text", "parts"),
     [
         ("[model]\nn_layers = 3\n", ["'n_layers'", "n_layer"]),
-        ("[run]\nn_layer = 3\n", ["'n_layer' in [run]", "belongs in [model]"]),
+        ("[run]\nn_layer = 3\n", ["'n_layer' in [run]", "must be in [model]"]),
         ("n_layer = 3\n", ["'n_layer' at its top level", "model, evolution, data, run"]),
         ("[model\n", ["not valid TOML"]),
         ("[model]\nn_layer = 0\n", ["n_layer is 0"]),

@@ -27,7 +27,7 @@ def test_the_contracts_hold() -> None:
 
 @pytest.mark.parametrize("room", ["engines", "store", "ranks", "measure", "training"])
 def test_a_door_that_opens_upwards_is_found(room: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Every room of the integer model imports core, so core cannot stand above it."""
+    """Every room of the integer model imports core, so core cannot be above it."""
     (tmp_path / "reversed.ini").write_text(REVERSED.format(room=room))
     assert lint_imports(config_filename=str(tmp_path / "reversed.ini"), no_cache=True) != EXIT_STATUS_SUCCESS
     assert f"nanoegg_mlx.{room}" in capsys.readouterr().out

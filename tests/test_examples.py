@@ -23,7 +23,7 @@ def eggroll_module(output: str) -> None:
 
 
 def train_on_text(output: str) -> None:
-    """The held-out text gets clearly cheaper than under the initial parameters."""
+    """Bits per byte of the held-out text fall clearly below those of the initial parameters."""
     (before,) = re.findall(r"^before: (\S+) bits per byte$", output, re.MULTILINE)
     (after,) = re.findall(r"^after 60 epochs: (\S+) bits per byte$", output, re.MULTILINE)
     assert 8 < float(before) < 10 and float(after) < float(before) - 1
@@ -45,7 +45,7 @@ CHECKS: list[Callable[[str], None]] = [eggroll_module, evaluate_and_sample, trai
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 def test_example(check: Callable[[str], None], tmp_path: Path) -> None:
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    # In a folder of its own: what a script writes stays there.
+    # In a separate folder, for the files that a script writes.
     done = subprocess.run(
         [sys.executable, str(ROOT / "examples" / f"{check.__name__}.py")],
         capture_output=True,

@@ -56,7 +56,7 @@ def test_trace_of_nudged_activations(name: str, engine: str) -> None:
 
 
 def assert_end(trace: Trace, trainer: Trainer) -> None:
-    """The final parameters and the validation are the recorded ones."""
+    """The final parameters and the validation equal the recorded ones."""
     final = {leaf: sha256(value) for leaf, value in trainer.params.items()}
     assert final == trace.meta["final_sha256"]
     for leaf in [key for key in trace.arrays if key.startswith("final/")]:

@@ -1,4 +1,4 @@
-"""The trainer against the naive twins, bit for bit, where the recorded traces do not go: perturbed weights against
+"""The trainer against the naive twins, bit for bit, in settings without a recorded trace: perturbed weights against
 tests/oracle.py, nudged activations against tests/oracle_activations.py."""
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ def test_chunks_do_not_show(chunk: int, changes: dict[str, Any]) -> None:
 
 
 def test_spans_of_members_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A population whose tokens are gathered two members at a time, from lanes that six members share."""
+    """Tokens are gathered two members at a time, from lanes that six members share."""
     monkeypatch.setattr("nanoegg_mlx.training.estimators._SPAN_BYTES", 1)
     config = Config(**{**TINY, "population": 12, "group_size": 6})
     tokens = text(config, 60, 7)

@@ -1,4 +1,4 @@
-"""Runs for tests: started as `nanoegg train` starts them, and a tiny one with everything that a run's folder has."""
+"""Runs for tests, started as by `nanoegg train`, and a tiny run with all files of a run's folder."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def work_in(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def tiny_config(folder: Path, **changes: Any) -> Config:
-    """The config of a tiny run under `folder`, whose caches are put there."""
+    """Writes caches into `folder` and returns the config of a tiny run on them."""
     if not (folder / "train.npy").exists():
         np.save(folder / "train.npy", pseudo_text(3000, 1))
         np.save(folder / "valid.npy", pseudo_text(900, 2))

@@ -1,4 +1,4 @@
-"""The recorded traces of the reference, and the bytes they were recorded on."""
+"""The recorded traces of the reference, and their text."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def pseudo_text(size: int, seed: int) -> np.ndarray:
 
 
 class Trace:
-    """One recorded run: `meta` as recorded, `arrays` by name, and the config that made it."""
+    """One recorded run: `meta` as recorded, `arrays` by name, and its config."""
 
     def __init__(self, name: str) -> None:
         with np.load(GOLDEN / f"{name}.npz") as archive:

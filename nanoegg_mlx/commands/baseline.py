@@ -23,7 +23,7 @@ HELP = "bits per byte of a text by other models and compressors"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds `baseline unigram`, `bigram`, `trigram`, `gzip`, `xz`, `transformer` and `mingru`."""
-    parser.description = "Measures a text by other means than this project's model, in the same bits per byte."
+    parser.description = "Measures a text by other models and by compressors, in the same bits per byte."
     kinds = parser.add_subparsers(dest="kind", metavar="kind", required=True)
     for name in BASELINES:
         _add_text_arguments(name, kinds.add_parser(name, help=f"bits per byte of a text by {name}"))
@@ -40,8 +40,8 @@ def _add_text_arguments(name: str, parser: argparse.ArgumentParser) -> None:
     else:
         parser.description = (
             f"Measures a text by {name}s. With --train, the {name}s are counted on another text and smoothed "
-            "(interpolated Witten-Bell): compare this figure with a model's. Without, the figure is the empirical "
-            "entropy, fitted to the bytes that it measures."
+            "(interpolated Witten-Bell): compare this figure with a model's. Without --train, the figure is the "
+            "empirical entropy, fitted to the bytes that it measures."
         )
         parser.add_argument("--train", metavar="CACHE", help="token cache to count on")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -65,7 +65,7 @@ def _add_backprop_arguments(name: str, parser: argparse.ArgumentParser) -> None:
         type=int,
         default=default.micro_batch,
         metavar="N",
-        help="windows in memory at a time, whose gradients are added up (default: %(default)s)",
+        help="windows in memory at a time; their gradients are summed (default: %(default)s)",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object at the end")
     add_config_options(parser)
@@ -101,7 +101,7 @@ def _measure(name: str, text: str, train: str | None, as_json: bool) -> None:
         method = f"counted on the {len(counted):,} bytes of {train}, Witten-Bell smoothing"
     else:
         figure = BASELINES[name](tokens)
-        method = "empirical entropy, fitted to these very bytes" if name in ORDERS else "compressed size"
+        method = "empirical entropy, fitted to the same bytes" if name in ORDERS else "compressed size"
     if as_json:
         about = {"baseline": name, "text": text, "tokens": len(tokens), "train": train, "bits_per_byte": figure}
         print(json.dumps(about))
@@ -111,5 +111,5 @@ def _measure(name: str, text: str, train: str | None, as_json: bool) -> None:
 
 def _not_empty(tokens: np.ndarray, path: str) -> np.ndarray:
     if not len(tokens):
-        raise InputError(f"The token cache {path} is empty; it must hold at least one token.")
+        raise InputError(f"The token cache {path} is empty; it must have at least one token.")
     return tokens

@@ -1,4 +1,4 @@
-"""`nanoegg bench`: a table of throughput. Each case runs in a process of its own, which has its own resident memory."""
+"""`nanoegg bench`: a table of throughput. Each case runs in a separate process, since resident memory is a figure."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "case; the case's numbers replace {n_layer}, {n_embd}, {population} and {tokens} in it, and its last line of "
         "output must be a JSON object with tokens_per_second",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to this file too")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all figures to this file")
     parser.add_argument("--case", metavar="JSON", help=argparse.SUPPRESS)
 
 

@@ -11,7 +11,7 @@ from nanoegg_mlx.config import TABLES, Config, describe_range
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one sentence, like those of the commands."""
+    """An argument parser that reports an error as one sentence, as the commands do."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message} (see `{self.prog} --help`)\n")

@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", help="a run's folder")
     parser.add_argument("--epoch", type=int, metavar="E", help="epochs done, from 1")
     parser.add_argument("-o", "--output", metavar="FILE", help="safetensors file to write")
-    parser.add_argument("--verify", action="store_true", help="compare with every checkpoint that the run has kept")
+    parser.add_argument("--verify", action="store_true", help="compare with every checkpoint of the run")
     add_engine_options(parser)
 
 
@@ -37,7 +37,7 @@ def run(options: argparse.Namespace) -> int:
     if options.verify:
         return _verify(Path(options.run), options)
     if options.epoch is None or options.output is None:
-        raise InputError("A replay needs --epoch E and -o FILE, or --verify.")
+        raise InputError("--epoch or --output is missing; a replay must have both, or --verify.")
     output = Path(options.output)
     checkpoint.outside_checkpoints(output)
     if output.exists():

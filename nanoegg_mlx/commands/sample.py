@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = Help
     parser.description = (
         "Writes text from a checkpoint as it is generated. A sample is a document that begins with the prompt; it ends "
-        "where the model ends it (a 0 byte) or after --tokens bytes. Invalid UTF-8 and control characters are made "
+        "when the model writes a 0 byte or after --tokens bytes. Invalid UTF-8 and control characters are made "
         "visible; --raw writes the bytes themselves. The same seed gives the same bytes on every machine."
     )
     parser.add_argument("checkpoint", help="a run's folder (its newest checkpoint) or one checkpoint's")
@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--min-p", type=float, default=0.0, metavar="P", help="only bytes at least P times as likely as the likeliest"
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="(default: 0)")
-    parser.add_argument("--count", type=int, default=1, metavar="N", help="samples, each with draws of its own")
+    parser.add_argument("--count", type=int, default=1, metavar="N", help="samples, each with different draws")
     parser.add_argument(
         "--ignore-end", action="store_true", help="continue with the next document after a 0 byte, which shows as ␀"
     )

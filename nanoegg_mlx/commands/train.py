@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         choices=sorted(tracking.TRACKERS),
-        help="log the run there as well; may be given twice, and again with --resume",
+        help="also log the run to this service; may be given twice, and again with --resume",
     )
     add_config_options(parser)
 

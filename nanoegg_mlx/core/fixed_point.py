@@ -1,9 +1,10 @@
 """Fixed-point arithmetic: clip, exact floor division, exact integer matmul on float hardware, EXP2 and LOG2.
 
-"Q4" is fixed point with 4 fractional bits: 16 stands for 1.0. MLX has no integer matmul, so int8 products are
-summed in float32, which is exact as long as no partial sum can reach 2^24 (spec section 10); wider inputs
-are summed in slices and added in int32. TF32 keeps that exact, float16 and bfloat16 do not.
-EXP2 and LOG2 are staircases whose steps are found here with Python's unbounded integers: no float is involved.
+"Q4" is fixed point with 4 fractional bits: 16 is 1.0. MLX has no integer matmul, so int8 products are summed in
+float32. That is exact, in any order, while no partial sum can reach 2^24: a float32 has a 24-bit significand (spec
+section 10). Wider inputs are summed in slices, which are added in int32. TF32 is exact here too, since it rounds the
+factors only, and int8 fits its 11 bits; float16 and bfloat16 also round the sums. EXP2 and LOG2 are staircases. Their
+steps are computed with Python's unbounded integers, without any float.
 """
 
 from __future__ import annotations
@@ -75,10 +76,10 @@ def exp2_table() -> list[int]:
 
 
 def log2_steps(largest: int) -> list[int]:
-    """Where LOG2(s) = trunc(16 * log2(s / 16)) rises by one, for 16 <= s <= largest (spec section 5).
+    """The sums s at which LOG2(s) = trunc(16 * log2(s / 16)) rises by one, 16 <= s <= largest (spec section 5).
 
     Entry v is the smallest s with LOG2(s) >= v + 1, that is ceil(2^((64 + v + 1) / 16)), so LOG2(s) is the
-    number of entries <= s. Sums of EXP2 are never below 16, so nothing below 16 is needed.
+    number of entries <= s. A sum of EXP2 is at least 16, so steps below 16 are unnecessary.
     """
     steps: list[int] = []
     while True:

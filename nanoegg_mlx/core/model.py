@@ -2,11 +2,11 @@
 
 Int8 weights, int32 arithmetic and shifts: no activation function, and no float that rounds. `forward` takes a single
 member's state and token; `mx.vmap` batches it over members, which share the parameters and differ in their
-perturbation. The network asks a `Perturbation` at each place where a member may differ: at matrix products, embedding
+perturbation. `forward` calls the `Perturbation` at each place where members may differ: at matrix products, embedding
 rows and vectors (perturbed weights, noise.py) and at node vectors (nudged activations, coins.py).
 
-Where a member's scalar meets its vector the vector stands first or the scalar keeps an axis: otherwise mx.vmap lays
-the batch axis out last, and every matmul after that runs on transposed memory.
+In an operation on a member's scalar and vector, the vector is the first operand or the scalar keeps an axis. Otherwise
+mx.vmap puts the batch axis last, and every later matmul runs on transposed memory, which is slower.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Tap(Protocol):
 
 
 class Perturbation:
-    """The perturbation of a member. This one is none: the unperturbed model, for validation and sampling.
+    """The perturbation of a member. This base class changes nothing: it is the model of validation and sampling.
 
     `layer` is None for leaves and nodes outside the layers. All arrays are int32.
     """

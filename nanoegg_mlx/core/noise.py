@@ -87,7 +87,7 @@ def leaf_bases(config: Config, epoch: int) -> dict[str, mx.array]:
 
 
 def noise_pair(config: Config, pair: int | mx.array) -> int | mx.array:
-    """The pair whose noise `pair` uses: itself, or with `num_perturbations` the one that it repeats."""
+    """The pair of which `pair` uses the noise: `pair`, or with `num_perturbations` the one that it repeats."""
     return pair % (config.num_perturbations // 2) if config.num_perturbations else pair
 
 

@@ -27,7 +27,7 @@ def log_likelihood(logits: mx.array, target: mx.array) -> mx.array:
         target: integer scalar in [0, V).
 
     Returns:
-        int32 scalar, in sixteenths of a bit, at most 0 but for the truncation of EXP2 and LOG2.
+        int32 scalar, in sixteenths of a bit, at most 0 except for the truncation of EXP2 and LOG2.
     """
     l = logits + 128
     total = mx.sum(mx.take(mx.array(EXP2, dtype=mx.int32), l))
@@ -38,8 +38,8 @@ def log_likelihood(logits: mx.array, target: mx.array) -> mx.array:
 def resident_weights(params: Params) -> Params:
     """The parameters for the scoring loop: float32, converted once instead of at every token.
 
-    Matrices keep their (o, n) shape but lie in memory as W^T, the operand of the product: the reference
-    BLAS under MLX's CPU back end is up to six times faster so, and no device is slower.
+    Matrices keep their (o, n) shape but lie in memory as W^T, the operand of the product. With this layout the
+    reference BLAS under MLX's CPU back end is up to six times faster, and no device is slower.
     """
     weights = {}
     for name, value in params.items():

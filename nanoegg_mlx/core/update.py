@@ -1,7 +1,7 @@
 """The evolution step: scores -> fitness of pairs -> votes Z -> thresholded sign update (spec section 7).
 
-An entry of a parameter moves by one, in the direction of its vote, if a two-sided Z-test finds that the vote is not
-noise. All sums are exact integers.
+An entry of a parameter moves by one, in the direction of its vote, if a two-sided Z-test rejects pure noise. All sums
+are exact integers.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def threshold_at(config: Config, epoch: int) -> int:
 
 
 def vote_bound(config: Config, epoch: int) -> int:
-    """`bound` of section 7: an entry whose 16 |Z| is below it stays."""
+    """`bound` of section 7: an entry with 16 |Z| below it stays."""
     scale = 256 if config.use_clt else 1
     return threshold_at(config, epoch) * math.isqrt(config.pairs) * scale
 

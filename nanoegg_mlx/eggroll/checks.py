@@ -66,7 +66,7 @@ def check_parameters(leaves: dict[str, Any]) -> None:
         first = first_name.setdefault(id(leaf), name)
         if first != name:
             raise InputError(
-                f"Parameters {first} and {name} are one array; each must be an array of its own: copy it, or use its "
+                f"Parameters {first} and {name} are one array; they must be different arrays: copy one, or use its "
                 "layer under one name (nn.Embedding.as_linear ties embeddings)."
             )
 

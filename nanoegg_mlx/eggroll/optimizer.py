@@ -73,7 +73,7 @@ class EggRoll:
     Layers that are exactly nn.Linear or nn.Embedding run with low-rank factors for the whole population at once. A leaf
     of any other layer with two or more axes gets low-rank noise as well (the first axis by the rest), but the sum is
     formed in memory for each member; so it is for plain parameter trees and for noise "full". An objective that reads
-    the `weight` of an nn.Linear itself sees it without the perturbation.
+    the `weight` of an nn.Linear directly gets it without the perturbation.
 
     Args:
         model: the trainable parameters of a module, or a tree of floating point arrays.
@@ -81,7 +81,7 @@ class EggRoll:
         sigma: standard deviation of a parameter's perturbation.
         learning_rate: of plain gradient ascent: a number or an MLX schedule. Not together with `optimizer`.
         rank: r of the noise of a matrix.
-        antithetic: members come in pairs, mu + sigma E and mu - sigma E, neighbours in every population axis.
+        antithetic: members are pairs, mu + sigma E and mu - sigma E, neighbours in every population axis.
         baseline: subtracted from the fitness: "none", "mean" or a number.
         fitness_shaping: "none", "centered-rank", "zscore" or "sign"; see `shape_fitness`.
         noise: "lowrank" (EGGROLL) or "full" (plain evolution strategies, with the same interface).

@@ -1,4 +1,4 @@
-"""Engines carry out the hot calls: score, logits, nudge, votes, update. All give the same bits. Chosen here only."""
+"""Engines run the hot calls: score, logits, nudge, votes, update. All give the same bits. This module chooses one."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def native_problem() -> str | None:
 
 
 def missed_speed(config: Config) -> str | None:
-    """A sentence for a run that `auto` gives to MLX's CPU back end because the CPU engine is unavailable."""
+    """A warning for `auto` on MLX's CPU back end, if the CPU engine is unavailable; else None."""
     problem = native_problem()
     if config.engine != "auto" or problem is None or not _cpu_is_default():
         return None

@@ -94,12 +94,12 @@ def evaluate(
 ) -> Evaluation:
     """All figures of a text, in one pass, in memory independent of its length.
 
-    In a job of several processes each rank reads a share of the rows, and all have the figures.
+    In a job of several processes each rank reads a share of the rows, and all ranks get the figures.
 
     Args:
         params, tokens, config: as for `validate`, and raising the same.
         progress: called with the number of tokens just read, of this rank's rows.
-        world: the job's processes, which all call this together; by default this one alone.
+        world: the job's processes, all of which call this; by default this process alone.
     """
     started = time.perf_counter()
     world = World() if world is None else world
@@ -134,7 +134,7 @@ def read_rows(
 
 
 def summarise(lengths: CodeLengths, seconds: float) -> Evaluation:
-    """The figures of a text whose rows have all been read."""
+    """The figures of a text, from the code lengths of all its rows."""
     documents, standard_error = lengths.standard_error()
     return Evaluation(
         bits_per_byte=lengths.bits_per_byte(),

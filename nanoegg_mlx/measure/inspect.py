@@ -109,7 +109,7 @@ def inspect_activations(
         progress: called with the number of tokens just done.
 
     Returns:
-        In the order of computation; layer L stands for the norm and the head after the last layer.
+        In the order of computation; layer L is the norm and the head after the last layer.
 
     Raises:
         InputError: a token is outside the vocabulary.

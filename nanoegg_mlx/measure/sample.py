@@ -76,7 +76,7 @@ def generate(
         prompt: bytes of the vocabulary.
         tokens: number of bytes; None for no limit.
         sampling: rule of choice; by default `Sampling()`.
-        sample: number of the sample; each has draws of its own.
+        sample: number of the sample; each has different draws.
         engine: engine that computes the logits.
 
     Raises:

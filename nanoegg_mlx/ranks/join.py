@@ -35,7 +35,8 @@ def join(timeout: float = TIMEOUT) -> World:
 
 def wait_for_the_other_ranks_to_start(backend: str, timeout: float) -> mx.distributed.Group:
     """The group of all processes. On a timeout it exits with code 1 and a traceback that names this function."""
-    # MLX connects, and waits without end, with the interpreter's lock held: no Python thread could step in.
+    # MLX holds the interpreter's lock while it connects, and waits without a limit. So a Python thread, such as the
+    # watchdog, could not run; faulthandler's thread does not need the lock.
     faulthandler.dump_traceback_later(timeout, exit=True)
     try:
         return mx.distributed.init(strict=True, backend=backend)

@@ -44,6 +44,8 @@ class Watchdog:
             while True:
                 left = None if self._deadline is None else self._deadline - time.monotonic()
                 if left is not None and left <= 0:
+                    # sys.exit would end this thread only, and cleanup at exit could wait for the main thread, which is
+                    # blocked inside MLX. os.write needs no lock of a stream, which that thread could hold.
                     os.write(2, f"error: {self._message()}\n".encode())
                     os._exit(LOST)
                 self._condition.wait(left)

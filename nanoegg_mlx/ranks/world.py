@@ -6,8 +6,8 @@ return their arguments, so callers have one code path. Notable:
 
 * All ranks call the same operations in the same order. Each is evaluated at once, on the stream that its back end
   prefers. Data is sent as bytes, or as integer sums: exact, in any order, also on devices without float64.
-* After the loss of a peer MLX raises an error or waits without end, depending on the back end. So every operation has
-  a time limit; when it is exceeded, the process ends with a message and exit code 3.
+* After the loss of a peer, MLX raises an error or waits without a limit, depending on the back end. So every operation
+  has a time limit; when it is exceeded, the process ends with a message and exit code 3.
 * `sent` counts payload by the ring algorithm: in a gather of b bytes a rank, each rank sends (n - 1) b; in a sum of
   s bytes, 2 s (n - 1) / n.
 """
@@ -87,7 +87,7 @@ class World:
         message = np.concatenate([mine, np.array([_crc(mine)], np.uint32).view(np.uint8)])
         with self._watched(what, expected):
             rows = mx.distributed.all_gather(mx.array(message), group=self._group)
-            mx.eval(rows)  # np.array evaluates it too, but MLX (0.32) does not raise a ring's error there
+            mx.eval(rows)  # np.array also evaluates it, but there MLX (0.32) does not raise a ring's error
         self.sent += (self.size - 1) * message.nbytes
         gathered = np.array(rows).reshape(self.size, -1)
         for rank, row in enumerate(gathered):
@@ -150,9 +150,10 @@ class World:
         if size <= _INLINE:
             return head[16 : 16 + size]
         whole = np.array(mine) if self.is_root else np.zeros(size, np.uint8)
+        # MLX has no broadcast: this is a sum to which the other ranks add zeros.
         for first in range(0, size, _PIECE):
             part = slice(first, first + _PIECE)
-            whole[part] = np.array(self.sum(mx.array(whole[part]), what))  # the other ranks add zeros
+            whole[part] = np.array(self.sum(mx.array(whole[part]), what))
         self._check(_crc(whole) == checksum, what, 0)
         return whole
 
@@ -180,6 +181,7 @@ class World:
         """
         if self._group is None:
             return compute()
+        # A rank that failed still gathers: if it raised at once, the others would wait for it until the time limit.
         result, problem, mine = None, "", None
         try:
             result = compute()
@@ -291,7 +293,7 @@ class World:
 
         The expected duration is `expected`, or the longest that an operation of this kind has taken so far.
         """
-        kind = what.rstrip("0123456789")
+        kind = what.rstrip("0123456789")  # without the epoch's number
         limit = self.timeout + 2 * max(expected, self._longest.get(kind, 0.0))
 
         def message() -> str:

@@ -94,7 +94,7 @@ def open_run(folder: str | Path, points: int = POINTS) -> RunCurves:
     folder = Path(folder)
     path = folder / "metrics.jsonl"
     if not path.is_file():
-        raise InputError(f"There is no run in {folder}; the folder of a run must contain metrics.jsonl.")
+        raise InputError(f"The folder {folder} is not a run's; it must have a metrics.jsonl.")
     curves = read_curves(path, points)
     if not curves.lines:
         raise InputError(f"The run {folder} has nothing to draw yet; {path.name} must have at least one complete line.")

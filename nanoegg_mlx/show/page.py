@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def plot_runs(folders: Sequence[str | Path], output: Path, force: bool = False) -> Scene:
-    """Draws runs on one page and writes it; returns the scene, which holds the notes to the page.
+    """Draws runs on one page and writes it; returns the scene, which has the notes to the page.
 
     Args:
         folders: the folders of the runs.
@@ -149,4 +149,4 @@ def check_output(path: Path, endings: Sequence[str], force: bool) -> None:
         raise InputError(f"The output is {path}; its name must end with {' or '.join(endings)}.")
     outside_checkpoints(path)
     if path.exists() and not force:
-        raise InputError(f"{path} exists already; --force overwrites it.")
+        raise InputError(f"The output {path} exists; it must be a new file, or --force overwrites it.")

@@ -186,7 +186,7 @@ def _loss(axes: Axes, scene: Scene, against: str) -> None:
 
 
 def _baselines(axes: Axes, figures: dict[str, float]) -> None:
-    """Draws a line for each figure, named at its right end. The names keep a distance where the lines are close."""
+    """Draws a line for each figure, named at its right end. The names keep a distance if the lines are close."""
     for figure in figures.values():
         axes.axhline(figure, **BASELINE, zorder=1)
     height = -np.inf
@@ -306,7 +306,7 @@ def _weights(axes: Axes, scene: Scene, run: RunCurves) -> None:
     finite = np.isfinite(run.curves.weights).all(axis=1)
     epochs, shares = run.curves.mean["epoch"][finite], run.curves.weights[finite]
     density = shares / np.diff(WEIGHT_EDGES)
-    # The weights at -127 and 127 have strips of their own beyond a gap: cells one value high would be invisible.
+    # The weights at -127 and 127 have separate strips beyond a gap: cells one value high would be invisible.
     # The axis between the strips is linear.
     y = np.concatenate(
         [[-130 - _STRIP, -130], WEIGHT_EDGES[1:-2] - 0.5, [126.5, 130, 130 + _STRIP]],

@@ -247,7 +247,7 @@ def _origin(run: RunCurves, newest: dict[str, Any]) -> str:
 
 
 def _checkpoints(folder: Path, stored: Sequence[tuple[Path, dict[str, Any] | None]]) -> str:
-    """Returns a table of the checkpoints, newest first. None stands for a damaged checkpoint.json."""
+    """Returns a table of the checkpoints, newest first. None is a damaged checkpoint.json."""
     if not stored:
         return '<p class="muted">None yet.</p>'
     links = {name: path.name for name, path in checkpoint.named(folder).items()}

@@ -7,7 +7,7 @@ after a crash appears once:
 * TensorBoard: a new event file in <run>/tensorboard starts with a mark that invalidates the steps after the checkpoint
   in the older files.
 * Weights & Biases cannot remove steps. Epochs that it has are skipped; epochs that it lost in a crash are logged again.
-  <run>/wandb.json holds the id of its run. For runs without a network it also holds the last epoch logged:
+  <run>/wandb.json has the id of its run. For runs without a network it also has the last epoch logged:
   `WANDB_MODE=offline` writes to <run>/wandb, for `wandb sync`. In this mode SIGKILL loses the epochs that wandb's
   process has not written yet.
 """
@@ -119,7 +119,7 @@ class Wandb:
         )
         self.place = str(folder / "wandb") if self._run.offline else str(self._run.url)
         if self._run.resumed:
-            # The server's step is the truth: the local count may include epochs that a crash lost before the upload.
+            # The server's step decides: the local count may include epochs that a crash lost before the upload.
             self._logged = self._run.step - 1
             for line in iterate(folder / "metrics.jsonl"):
                 self.log(line)

@@ -81,6 +81,7 @@ def save(
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
+        # The checkpoint is durable before a link points at it, and both are before an older one is deleted.
         sync_folder(run)
     point(run / "latest", folder.name)
     best = _best(run)
@@ -104,12 +105,12 @@ def load(path: str | Path, warn: Callable[[str], object] = lambda text: print(te
     """
     path = _pointed(Path(path))
     if not path.is_dir():
-        raise InputError(f"There is no checkpoint or run folder {path}.")
+        raise InputError(f"The folder {path} does not exist; it must be a checkpoint's or a run's.")
     if is_checkpoint(path):
         return open_whole(path)
     candidates = folders(path)[::-1]
     if not candidates:
-        raise InputError(f"The folder {path} holds no checkpoint (a folder epoch-... with model.safetensors).")
+        raise InputError(f"The folder {path} has no checkpoint; it must have a folder epoch-... with its files.")
     for number, folder in enumerate(candidates, 1):
         try:
             return open_whole(folder)
@@ -224,7 +225,7 @@ def remove(folder: Path) -> None:
 
 
 def remove_leftovers(run: Path) -> None:
-    """Deletes files that a killed process left half written or half deleted. The caller must hold the run's lock."""
+    """Deletes partly written and partly deleted files of a killed process. The caller must hold the run's lock."""
     for path in run.iterdir():
         if path.name.startswith(".") and path.suffix in (".tmp", ".old"):
             if path.is_dir() and not path.is_symlink():
@@ -258,7 +259,7 @@ def _seal(about: Mapping[str, Any]) -> str:
 
 
 def _best(run: Path) -> Path | None:
-    """The checkpoint with the least validation figure, the newest on a tie; None if none has a figure."""
+    """The checkpoint with the lowest validation figure, the newest on a tie; None if no checkpoint has a figure."""
     figures = []
     for folder in folders(run):
         try:

@@ -35,7 +35,7 @@ class HashedFile(io.FileIO):
         view = memoryview(content).cast("B")
         self._hash.update(view)
         rest = view
-        while rest:
+        while rest:  # the system may write a part only
             rest = rest[os.write(self.fileno(), rest) :]
         return len(view)
 
@@ -58,6 +58,7 @@ class AppendOnly:
 
     def append(self, record: bytes) -> None:
         """Writes a whole record. Raises OSError if the system does; the next record then overwrites the torn one."""
+        # pwrite, since a failed write moves a file's own offset: the next record would follow the torn one.
         written = 0
         while written < len(record):
             written += os.pwrite(self._descriptor, record[written:], self.size + written)
@@ -106,7 +107,7 @@ class Lock:
             ) from error
         except OSError as error:
             _degrade(error, f"{folder} is on a file system without locks: do not let two processes train in it at once")
-        # Of one length, so that it covers the number before it.
+        # The number of the process is for the message only; of one length, so that it covers an earlier one.
         os.pwrite(self._descriptor, f"{os.getpid():<20}\n".encode(), 0)
 
     def release(self) -> None:
@@ -118,6 +119,7 @@ def write_file(path: Path, content: bytes) -> None:
     """Replaces a file atomically: at any moment it has the old content or the new one."""
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.unlink(missing_ok=True)
+    # The content must be on disk before the rename: a power cut could otherwise leave the new name on an empty file.
     with HashedFile(temporary) as file:
         file.write(content)
         file.finish()
@@ -150,7 +152,7 @@ def point(link: Path, target: str) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Waits until the folder's entries are on disk."""
+    """Waits until the folder's entries are on disk: names and renames belong to the folder, not to the file."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -134,7 +134,7 @@ def _frames(path: Path) -> Iterator[tuple[int, Config, bytes | None, tuple[int, 
                 payload = content[start + _HEAD.size : end - _WORD.size]
                 epoch = _WORD.unpack_from(payload)[0]
                 if following not in (None, epoch):
-                    raise InputError(f"{path} is damaged: epoch {epoch} follows where epoch {following} must.")
+                    raise InputError(f"{path} is damaged: an epoch is {epoch}; it must be {following}.")
                 if content[start : start + 1] == b"C":
                     config = Config.from_document(tomllib.loads(payload[_WORD.size :].decode()), str(path))
                     yield epoch, config, None, (start, end)

@@ -23,11 +23,13 @@ def load_tokens(path: str | Path) -> np.ndarray:
     try:
         tokens = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError as error:
-        raise InputError(f"There is no token cache {path}; `nanoegg prepare` makes one.") from error
+        raise InputError(f"The token cache {path} does not exist; `nanoegg prepare` makes one.") from error
     except OSError as error:
         raise InputError(f"The token cache {path} cannot be read: {error.strerror or error}.") from error
     except (ValueError, EOFError) as error:
-        raise InputError(f"The token cache {path} is truncated or not a .npy file ({error}).") from error
+        raise InputError(
+            f"The token cache {path} is truncated or of another format ({error}); it must be a .npy file."
+        ) from error
     if not isinstance(tokens, np.ndarray):
         raise InputError(f"The token cache {path} is a .npz archive; it must be a single 1-D uint8 .npy file.")
     return checked_tokens(tokens, str(path))
@@ -47,7 +49,7 @@ def read_text(path: str | Path) -> np.ndarray:
     except OSError as error:
         raise InputError(f"The text file {path} cannot be read: {error.strerror}.") from error
     if not content:
-        raise InputError(f"The text file {path} is empty; it must hold at least one byte.")
+        raise InputError(f"The text file {path} is empty; it must have at least one byte.")
     return np.frombuffer(b"\0" + content, np.uint8)
 
 

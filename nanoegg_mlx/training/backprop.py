@@ -159,7 +159,7 @@ class BackpropOutcome:
 
     folder: Path
     parameters: int
-    """Number of them."""
+    """Number of parameters."""
     validation: Record | None
     """The last line of the metrics with a validation."""
     stopped: signal.Signals | None

@@ -58,5 +58,5 @@ class Caches:
         for name, path in self._names.items():
             if not isinstance(recorded, dict) or recorded.get(name) != now[name]:
                 raise InputError(
-                    f"The content of the cache {path} has changed; it must be what {run} was trained with."
+                    f"The content of the cache {path} has changed; it must be the same as in the training of {run}."
                 )

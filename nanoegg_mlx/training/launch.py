@@ -1,4 +1,4 @@
-"""Opens a run, whatever it begins with: a seed, its own newest checkpoint, or an epoch of another run.
+"""Opens a run from any start: a seed, its newest checkpoint, or an epoch of another run.
 
 Every start has the same steps, on all ranks of a job: agree on the options; find the start (rank 0); open the caches;
 check them; give every rank its part of the start; open the run's folder (rank 0); train. An `Origin` supplies the
@@ -44,7 +44,7 @@ class Start:
     info: Mapping[str, Any] = field(default_factory=dict)
     """checkpoint.json, if the start is a checkpoint."""
     same_data_as: Path | None = None
-    """The run whose caches, as `info` identifies them, must be the present ones; None: any caches will do."""
+    """The run that had the caches in `info`; the present ones must be the same. None: no check."""
 
 
 class Origin(Protocol):
@@ -66,7 +66,7 @@ def launch(origin: Origin, world: World | None = None, observe: Observe = unobse
 
     Args:
         origin: NewRun, ResumedRun or BranchedRun.
-        world: the job's processes, which all call this together; by default this one alone.
+        world: the job's processes, all of which call this; by default this process alone.
         observe: makes the run's observers, on rank 0.
 
     Returns:
@@ -124,12 +124,12 @@ class ResumedRun:
     folder: Path
     """The run's, or its newest checkpoint's; only rank 0 reads it."""
     changes: Mapping[str, Any]
-    """Config fields with their new values; those not marked `may_change` must be what they were."""
+    """Config fields with their new values; those without the mark `may_change` must keep their values."""
 
     def find(self, held: ExitStack) -> Start:
         run = checkpoint.run_of(self.folder)
         if not run.is_dir() or not ((run / "config.toml").exists() or checkpoint.folders(run)):
-            raise InputError(f"There is no run to resume in {run}; a run's folder must have a config.toml.")
+            raise InputError(f"The folder {run} is not a run's; to be resumed it must have a config.toml.")
         held.callback(Lock(run).release)
         file = run / "config.toml"
         if not checkpoint.folders(run):
@@ -168,7 +168,7 @@ class BranchedRun:
     epoch: int
     """Epochs done, at least 1."""
     changes: Mapping[str, Any]
-    """Config fields with their new values; n_layer, n_embd and vocab_size must be what they were."""
+    """Config fields with their new values; n_layer, n_embd and vocab_size must keep their values."""
 
     def find(self, held: ExitStack) -> Start:
         if checkpoint.is_checkpoint(self.source):
@@ -177,9 +177,7 @@ class BranchedRun:
                 f"{checkpoint.run_of(self.source)}@{self.epoch}."
             )
         if not (self.source / "config.toml").exists():
-            raise InputError(
-                f"There is no run to branch from in {self.source}; a run's folder must have a config.toml."
-            )
+            raise InputError(f"The folder {self.source} is not a run's; to branch from it, it must have a config.toml.")
         config = Config.from_toml(self.source / "config.toml")
         config = config.with_estimator(self.changes.get("perturb", config.perturb)).replace(**self.changes)
         folder = self.source / f"epoch-{self.epoch:08d}"
@@ -197,12 +195,13 @@ class BranchedRun:
         whole = size_before(self.source / "votes.bin", epoch)
         if whole is None:
             raise InputError(
-                f"{self.source / 'votes.bin'} has less than {epoch} epochs; the epoch to branch from must be in it."
+                f"{self.source / 'votes.bin'} has fewer than {epoch} epochs; it must have the epoch to branch from."
             )
         with (self.source / "votes.bin").open("rb") as file:
             past = file.read(whole)
         folder = new_folder(config)
         held.callback(Lock(folder).release)
+        # A config frame, since the branch may have changed fields: they are valid from this epoch on.
         fitness_log = AppendOnly(folder / "votes.bin", 0)
         fitness_log.append(past + config_frame(config, epoch))
         lines = AppendOnly(folder / "metrics.jsonl", 0)
@@ -215,7 +214,7 @@ class BranchedRun:
 
 
 def new_folder(config: Config) -> Path:
-    """Creates `<checkpoints>/<name>`, or with the first free number behind the name: no run is overwritten."""
+    """Creates `<checkpoints>/<name>`, or `<name>-2` and so on if that exists: no run is overwritten."""
     parent = checkpoint.outside_checkpoints(Path(config.checkpoints))
     parent.mkdir(parents=True, exist_ok=True)
     number = 1
@@ -252,7 +251,7 @@ def _check_data(start: Start | None, caches: Caches) -> None:
 def _trainer(start: Start | None, config: Config, caches: Caches, world: World) -> Trainer:
     """Each rank's trainer; `start` is None on the ranks other than 0."""
     has_params, has_states, epoch = world.broadcast(
-        start and (start.params is not None, start.states is not None, start.epoch), "where to begin"
+        start and (start.params is not None, start.states is not None, start.epoch), "the start of the run"
     )
     params, states = None, None
     if has_params:
@@ -275,7 +274,7 @@ def _changed(config: Config, changes: Mapping[str, Any], folder: Path) -> Config
         given = ", ".join(f"{name} is {after[name]!r}; it must be {before[name]!r}" for name in refused)
         raise InputError(
             f"The run {folder} cannot be resumed with other settings: {given}. Only {', '.join(allowed)} may change; "
-            "`--branch` begins another run with its parameters."
+            "`--branch` starts another run with its parameters."
         )
     return changed
 
@@ -288,7 +287,7 @@ def _resumed_fitness_log(path: Path, config: Config, epoch: int) -> AppendOnly:
     if size is None:
         raise InputError(
             f"{path} is damaged: it ends before epoch {epoch}, the newest checkpoint's. Move it away to continue with "
-            "a new one, without which the epochs up to here cannot be replayed."
+            "a new one; the epochs up to here can then not be replayed."
         )
     return AppendOnly(path, size)
 

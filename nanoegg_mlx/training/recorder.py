@@ -158,7 +158,7 @@ class Recorder(NullRecorder):
             try:
                 observer.record(line)
             except BrokenPipeError:
-                # The reader of the output is gone, most likely a launcher that was ended and did not end its ranks.
+                # The output has no reader: most likely the launcher died and did not end its ranks. Request an end.
                 sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
                 signal.raise_signal(signal.SIGTERM)
 
@@ -187,8 +187,8 @@ class Recorder(NullRecorder):
             info=info,
         )
         if not (self.folder / "config.toml").exists():
-            # A branch writes it here: a folder with a config.toml can be resumed, and a branch cannot begin from its
-            # seed.
+            # A branch writes it here. A folder with a config.toml can be resumed, and without a checkpoint that would
+            # start from the seed instead of the branch's parameters.
             write_file(self.folder / "config.toml", self._config.to_toml().encode())
 
     def outcome(self, stopped: signal.Signals | None) -> Outcome:
@@ -204,7 +204,7 @@ class Recorder(NullRecorder):
         )
 
     def close(self) -> None:
-        """Closes the files and ends the observation; one that fails does not keep the others open."""
+        """Closes the files and ends the observation; if one fails, the others are closed all the same."""
         with ExitStack() as closing:
             for observer in reversed(self._observers):
                 closing.callback(observer.close)

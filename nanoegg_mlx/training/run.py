@@ -41,7 +41,7 @@ class Run:
         return self.recorder.outcome(stop.signal)
 
     def _begin(self, stop: StopSignals) -> None:
-        """Validates and saves the state that the run begins with, unless that was done."""
+        """Validates and saves the state that the run starts with, unless it was done before."""
         new, saved = self.world.broadcast(self.recorder.begun(), "rank 0 to look at the run")
         if new:
             validation = stop.attempt(partial(self._validate, self.trainer.params))
@@ -57,6 +57,7 @@ class Run:
         if computed is None:
             return
         epoch, validation = computed
+        # If an append fails, no checkpoint includes the epoch, so a resumed run can truncate both files before it.
         self.recorder.record_fitness(epoch.result)
         self.trainer.accept(epoch)
         self.recorder.record_metrics(epoch.result, validation)
@@ -82,7 +83,7 @@ class Run:
         self.world.check_same_digest(lambda: params_digest(self.trainer.params), what)
 
     def _save(self) -> None:
-        """Writes a checkpoint of the present state, after all ranks are found to have the same parameters."""
+        """Writes a checkpoint of the present state, after the check that all ranks have the same parameters."""
         self._check_ranks()
         states = self.trainer.gather_states()
         size = self.config.population * self.config.n_layer * self.config.n_embd

@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 class StopSignals:
-    """Handles SIGINT (Ctrl-C) and SIGTERM inside the `with` block: the first requests an end, a second ends at once.
+    """Handles SIGINT (Ctrl-C) and SIGTERM in the `with` block: the first requests an end, a second ends at once.
 
     In a job of several processes the run ends with the epoch whose flags carried the signal to all ranks.
     """
@@ -59,6 +59,7 @@ class StopSignals:
         self.received = signal.Signals(number)
         if not self._shared:
             self.signal = self.received
+        # The system's default for the second signal ends the process even while it is inside MLX.
         for other in self._handlers:
             signal.signal(other, signal.SIG_DFL)
         if self._abandoning:
@@ -66,4 +67,4 @@ class StopSignals:
 
 
 class _Abandoned(BaseException):
-    """Leaves a computation whose result a signal has made useless."""
+    """Leaves a computation after a signal. A BaseException, so that no `except Exception` stops it."""

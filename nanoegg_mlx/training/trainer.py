@@ -174,7 +174,7 @@ class Trainer:
         return mx.array(self._states)
 
     def gather_states(self) -> np.ndarray | None:
-        """(N, L, D) int8, every member's hidden state, on rank 0; None on the others. All ranks call it together."""
+        """(N, L, D) int8, every member's hidden state, on rank 0; None on the others. All ranks must call it."""
         return gather_states(self._states, self.config, self.world)
 
     def step(self) -> EpochResult:

@@ -1,4 +1,4 @@
-"""The integer operations held against plain Python integers, at their extremes and where float sums would round."""
+"""The integer operations against plain Python integers, at their extremes and where float sums would round."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_exact_matmul(width: int, kind: str) -> None:
         "random": rng.integers(-127, 128, (3, width)),
     }[kind]
     b = np.full((width, 2), 127) if kind != "random" else rng.integers(-127, 128, (width, 2))
-    a[0, -1] -= 1  # an odd total, which a float32 above 2^24 cannot hold
+    a[0, -1] -= 1  # an odd total, which a float32 above 2^24 cannot represent
     product = exact_matmul(mx.array(a.astype(np.int8)), mx.array(b.astype(np.int8)), 127 * 127)
     assert np.array_equal(np.array(product), a @ b)
 
@@ -208,7 +208,7 @@ def test_alpha_and_threshold() -> None:
     assert [alpha_at(decaying, e) for e in (0, 4)] == [1.0, 1 / 16]
     assert [threshold_at(decaying, e) for e in range(12)] == [0, 20, 25, 27, 29, 31, 32, 33, 34, 34, 35, 36]
     assert [threshold_at(Config(alpha=a), 7) for a in (1.0, 0.5, 0.1, 0.05)] == [0, 10, 26, 31]
-    # Beyond float64's grid below 1, the lower tail goes on rising.
+    # Below float64's resolution at 1, the lower tail still rises.
     assert threshold_at(Config(alpha=1e-20), 0) > threshold_at(Config(alpha=1e-15), 0) > 120
 
 

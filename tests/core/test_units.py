@@ -63,7 +63,7 @@ def test_norm_vectors(units: dict[str, np.ndarray]) -> None:
 
 
 def test_vmapped_noise_is_each_pairs_own() -> None:
-    """mx.vmap over pairs gives what one pair at a time gives, also where members share noise."""
+    """mx.vmap over pairs equals one pair at a time, also if members share noise."""
     config = Config(n_layer=2, n_embd=6, population=12, rank=2, num_perturbations=8, group_size=4)
     bases = leaf_bases(config, 3)
     numbers = mx.arange(6, dtype=mx.uint32)

@@ -83,13 +83,13 @@ def test_a_whole_set_and_its_manifest(tmp_path, naive_cache, read_set):
     assert check(out, "name") == manifest
 
 
-def test_what_is_there_is_kept_unless_forced(tmp_path, read_set):
+def test_existing_caches_are_kept_unless_forced(tmp_path, read_set):
     first, _ = prepare(make_source(), tmp_path, "name")
     assert prepare(make_source(), tmp_path, "name") == (first, "already prepared")
 
     other = make_source({"train": ["other"]}, version=2)
     before = read_set(tmp_path, "name")
-    with pytest.raises(InputError, match=r"\(version: 1 there, 2 now\); it must be replaced with --force"):
+    with pytest.raises(InputError, match=r"\(version: 1 then, 2 now\); it must be replaced with --force"):
         prepare(other, tmp_path, "name")
     assert read_set(tmp_path, "name") == before
     prepare(other, tmp_path, "another")
@@ -124,7 +124,7 @@ def test_caches_without_a_manifest_and_damaged_sets_are_refused(tmp_path):
 
 
 def test_another_run_that_was_faster_is_left_alone(tmp_path, monkeypatch):
-    """On a file system whose locks do not show the other run."""
+    """On a file system without locks, which would reveal the other run."""
     monkeypatch.setattr(cache, "_living", lambda folder, name: None)
     slow = make_source()
     inner = slow.read
@@ -309,7 +309,7 @@ def fill_disk(monkeypatch, step: int) -> None:
 
 # Headers, 5 documents, (header, fsync) of 3 files, fsync of the manifest and its folder: 16 steps.
 @pytest.mark.parametrize("step", range(16))
-def test_a_full_disk_leaves_what_was_there(tmp_path, monkeypatch, step):
+def test_a_full_disk_leaves_the_old_caches(tmp_path, monkeypatch, step):
     old, _ = prepare(make_source({"train": ["old"]}), tmp_path, "name")
     with monkeypatch.context() as patch:
         fill_disk(patch, step)

@@ -31,7 +31,7 @@ def folder(tmp_path, monkeypatch) -> Path:
     [
         ("--train gone.txt", "The file gone.txt does not exist; it must be a file"),
         ("--source gone.txt", "The source 'gone.txt' does not exist; it must be python-stdlib, "),
-        ("--source nothing", "The folder nothing holds no files to read; it must hold .txt, .md and .jsonl"),
+        ("--source nothing", "The folder nothing has no files to read; it must have .txt, .md and .jsonl"),
         ("--source table.csv", "The file table.csv is of an unknown kind; it must be .txt"),
         ("--train bad.txt", "The file bad.txt is not valid UTF-8 at byte 3; it must be converted"),
         ("--train good.txt bad.jsonl", "The file bad.jsonl is broken in row 1 (counted from 0; "),
@@ -41,12 +41,12 @@ def folder(tmp_path, monkeypatch) -> Path:
         ("--source good.txt --valid-fraction 0", "The test split has no documents (documents in train: 1); "),
         ("--source rows.jsonl --column body", "The file rows.jsonl has no column 'body' (its first row has "
          "'text', 'id'); --column must name the key"),
-        ("--source rows.jsonl --column id", "The file rows.jsonl holds a number, not text, under 'id' in "),
+        ("--source rows.jsonl --column id", "The file rows.jsonl has a number, not text, under 'id' in "),
         ("--train good.txt --out taken", "The path taken cannot be written (File exists); it must be"),
         ("--train good.txt --name a/b", "The name 'a/b' is not allowed; --name must have no slash"),
         ("--train good.txt --valid good.txt", "The file good.txt is named twice; it must be named once"),
-        ("--source good.txt --valid bad.txt", "--train, --valid and --test with paths are the whole"),
-        ("--valid good.txt", "--train, --valid and --test with paths are the whole"),
+        ("--source good.txt --valid bad.txt", "--train, --valid and --test with paths replace all other choices"),
+        ("--valid good.txt", "--train, --valid and --test with paths replace all other choices"),
         ("--valid-fraction 0.6 --test-fraction 0.4", "--valid-fraction and --test-fraction are "),
         ("--valid-fraction nan", "--valid-fraction and --test-fraction are out of range"),
         ("--source hub:a/b --valid x --valid-fraction 0.1", "--valid and --valid-fraction are both given"),
@@ -76,7 +76,7 @@ def test_the_table_and_the_remarks(folder, capsys):
         "split  documents  bytes  file\n"
         "train          3     11  data/mine_train.npy\n"
         "valid          1      2  data/mine_valid.npy\n"
-        "Documents that hold a 0 byte of their own: 1, kept unchanged; a model reads it as the start of a document.\n"
+        "Documents that contain a 0 byte: 1, kept unchanged; a model reads it as the start of a document.\n"
         "Rows without text (null), left out: 2.\n"
     )
     assert err == ""

@@ -32,7 +32,7 @@ def write_compressed(path: Path, data: bytes) -> None:
 
 
 def write_table(path: Path, rows: list, kind: pa.DataType | None = None) -> Path:
-    """A file of the format that `path` is named after, with other columns around the text."""
+    """Writes a file of the format of the name `path`, with other columns around the text."""
     count = len(rows)
     table = pa.table({"id": range(count), "text": pa.array(rows, kind), "n": [None] * count})
     if ".jsonl" in path.name:
@@ -134,7 +134,7 @@ def test_a_missing_column_and_one_that_is_not_text(tmp_path, name):
     path = write_table(tmp_path / name, ["a", "b"])
     with pytest.raises(InputError, match=r"no column 'body'.*'id', 'text', 'n'.*--column"):
         list(read_table(path, "body"))
-    with pytest.raises(InputError, match=r"holds \w+, not text|holds a array, not text"):
+    with pytest.raises(InputError, match=r"has \w+, not text|has a array, not text"):
         list(read_table(path, "id"))
 
 
@@ -142,7 +142,7 @@ def test_a_missing_column_and_one_that_is_not_text(tmp_path, name):
     ("line", "message"),
     [
         (b'{"text": "a"', r"broken in row 6 .*[Mm]issing a comma"),
-        (b'{"text": 5}', r"holds a number, not text, under 'text' in row 6"),
+        (b'{"text": 5}', r"has a number, not text, under 'text' in row 6"),
         (b'{"text": "\\ud800"}', r"broken in row 6 .*surrogate"),
         (b'["text"]', r"broken in row 6 .*array"),
     ],

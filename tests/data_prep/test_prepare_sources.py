@@ -51,7 +51,7 @@ def test_row_hashes_are_splitmix64():
     assert row_hashes("abc", 3, 2).tolist() == expected[3:]
 
 
-def test_fractions_come_out_as_asked():
+def test_fractions_are_as_requested():
     assigned = Fractions(0.05, 0.1).assign("file", 0, 100_000)
     assert np.allclose(np.bincount(assigned) / 100_000, [0.85, 0.05, 0.1], atol=0.005)
     assert not Fractions(0, 0).assign("file", 0, 1000).any()
@@ -115,7 +115,7 @@ def test_the_request_changes_with_the_files(tmp_path):
     assert files_source([tmp_path], "text", HALF).request != before
 
 
-def test_the_standard_library_leaves_out_what_it_should(tmp_path):
+def test_files_left_out_of_the_standard_library(tmp_path):
     for key in ("a.py", "json/b.py", "test/c.py", "x/tests/d.py", "site-packages/e.py", "f.txt"):
         (tmp_path / key).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / key).write_text(key)
@@ -124,7 +124,7 @@ def test_the_standard_library_leaves_out_what_it_should(tmp_path):
     assert splits_of(source) == {"train": ["a.py", "json/b.py"]}
     assert source.remarks == ["Left out as not UTF-8: 1 (latin.py)."]
     (tmp_path / "test" / "c.py").unlink()
-    with pytest.raises(InputError, match=r"holds no \.py files"):
+    with pytest.raises(InputError, match=r"has no \.py files"):
         stdlib_source(HALF, tmp_path / "test")
 
 
@@ -169,14 +169,14 @@ def test_minipile(tmp_path, stub_hub, naive_cache, read_set, capsys):
         "valid": naive_cache(HUB["validation"]),
         "test": naive_cache(HUB["test"]),
     }
-    assert "hold a 0 byte of their own: 1, kept" in capsys.readouterr().out
+    assert "contain a 0 byte: 1, kept" in capsys.readouterr().out
 
     assert main(["--source", "minipile", "--out", str(out)]) == 0
     assert len(stub_hub) == 1
     assert "minipile: already prepared" in capsys.readouterr().out
 
 
-def test_a_hub_data_set_without_splits_of_its_own(tmp_path, stub_hub, naive_cache, read_set, capsys):
+def test_a_hub_data_set_without_valid_and_test(tmp_path, stub_hub, naive_cache, read_set, capsys):
     (tmp_path / "hub" / "validation-00000-of-00001.parquet").unlink()
     (tmp_path / "hub" / "test-00000-of-00001.parquet").unlink()
     command = ["--source", "hub:some/set", "--out", str(tmp_path / "out"), "--revision", "v1"]
@@ -206,7 +206,7 @@ def test_hub_splits_by_name_and_columns_that_are_missing(tmp_path, stub_hub, nai
     for options, message in (
         (["--valid", "nope"], "error: The data set b has no split 'nope', only 'train', 'validation', 'test'"),
         (["--column", "body"], "error: The split train of b has no column 'body' (its columns are 'te"),
-        (["--column", "id"], "error: The split train of b holds int64, not text, in column 'id'"),
+        (["--column", "id"], "error: The split train of b has int64, not text, in column 'id'"),
     ):
         assert main([*command, "--name", "other", *options]) == 2
         error = capsys.readouterr().err

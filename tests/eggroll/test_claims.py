@@ -68,7 +68,7 @@ def test_climbing_the_gradient_itself() -> None:
 
 @pytest.mark.parametrize("rank", [1, 2, 3, None])
 def test_second_moment_of_the_noise(rank: int | None) -> None:
-    """K_r = E[<G, E>^2 |E|^2] / |G|^2 by NumPy's own normals, for a G of rank one and of full rank."""
+    """K_r = E[<G, E>^2 |E|^2] / |G|^2 from NumPy's normals, for a G of rank one and of full rank."""
     random = np.random.default_rng(rank or 0)
     m, n, count = 3, 2, 400_000
     if rank is None:
@@ -244,7 +244,7 @@ def test_variance() -> None:
     rows = {(row["antithetic"], row["baseline"], row["shaping"]): row for row in result.rows}
     assert len(rows) == 12
     for shaping in ("none", "sign"):
-        # Pairs cancel a baseline; two sums of other order may differ in the last bits.
+        # Pairs cancel a baseline; sums in another order may differ in the last bits.
         without, with_mean = (
             rows[("yes", baseline, shaping)]["cosine to the gradient"].mean for baseline in ("none", "mean")
         )

@@ -1,4 +1,4 @@
-"""The batched forward pass against members with parameters of their own."""
+"""The batched forward pass against members with separate parameters."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_population_at_once_equals_materialised_members(kind: Any, rank: int, an
     own = eggroll.evaluate(call, tokens, in_axes=0)
     assert close(own, materialised(eggroll, call, lambda i: (tokens[i],)))
     assert same(model.parameters(), before)
-    # In chunks of members: the same noise, and sums that may be of another order.
+    # In chunks of members: the same noise; the order of sums may differ.
     chunked = EggRoll(model, 6, 0.3, 0.1, rank=rank, noise=kind, antithetic=antithetic, chunk=4)
     assert close(chunked.evaluate(call, tokens, in_axes=0), own)
     assert eggroll.step(lambda m, t: mx.mean(m(t) ** 2), TOKENS).vectorised

@@ -20,7 +20,7 @@ def test_noise_is_a_function_of_seed_step_draw_and_leaf() -> None:
     noise = eggroll.noise()
     assert noise["layers.0.weight"].A.shape == (6, 2, 8) and noise["layers.0.weight"].B.shape == (6, 2, 6)
     assert noise["norm.bias"].shape == (6, 6) and noise["bare.scalar"].shape == (6,)
-    # Any part alone, in another object, of another population: the same bits.
+    # Any part alone, from another object or population, has the same bits.
     other = EggRoll(model, 40, 0.7, optimizer=optim.Adam(1e-3), rank=2, seed=3)
     for name, E in other.noise(range(2, 5)).items():
         whole = noise[name]

@@ -183,5 +183,5 @@ def test_reports() -> None:
     assert reports[1].cosine == pytest.approx(cosine, abs=1e-4)
     full = EggRoll(nn.Linear(3, 2), 2, 0.1, 0.1, noise="full").update([1.0, 0.0])
     assert full.floats_per_member == full.floats_per_member_full == 8
-    # Equal fitness is no direction: no move, no cosine.
+    # Equal fitness has no direction: no move, no cosine.
     assert reports[2].update_norm == 0 and math.isnan(reports[2].cosine)

@@ -68,7 +68,7 @@ def witten_bell(train: bytes, order: int, context: bytes, byte: int) -> float:
 
 @pytest.mark.parametrize("order", [1, 2, 3])
 def test_smoothed_ngrams_against_dictionaries(order: int) -> None:
-    """Bytes, contexts and continuations that were counted and others that were not; the first bytes' short contexts."""
+    """Counted and uncounted bytes, contexts and continuations; the short contexts of the first bytes."""
     train = pseudo_text(300, 1).tobytes() + b"\xff\xff"
     text = b"\xff\xffab zq" + pseudo_text(40, 2).tobytes() + b"\xee"
     model = NGram(np.frombuffer(train, np.uint8), order)
@@ -123,7 +123,7 @@ def test_the_command(caches: None, capsys: pytest.CaptureFixture[str], name: str
     assert main(["baseline", name, "note.txt"]) == 0
     figure = baselines.BASELINES[name](np.frombuffer(b"\0a note", np.uint8))
     out = capsys.readouterr().out
-    assert f"{figure:8.4f}" in out and ("fitted to these very bytes" in out) == (name in baselines.ORDERS)
+    assert f"{figure:8.4f}" in out and ("fitted to the same bytes" in out) == (name in baselines.ORDERS)
     if name in baselines.ORDERS:
         assert main(["baseline", name, "valid.npy", "--train=train.npy", "--json"]) == 0
         expected = NGram(pseudo_text(3000, 1), baselines.ORDERS[name]).bits_per_byte(valid)
@@ -138,7 +138,7 @@ def test_the_command(caches: None, capsys: pytest.CaptureFixture[str], name: str
         (["xz", "empty.npy"], ["empty.npy is empty", "at least one token"]),
         (["bigram", "wide.npy"], ["int32", "1-D uint8"]),
         (["trigram", "valid.npy", "--train=empty.npy"], ["empty.npy is empty"]),
-        (["trigram", "valid.npy", "--train=note.txt"], ["note.txt", "not a .npy file"]),
+        (["trigram", "valid.npy", "--train=note.txt"], ["note.txt", "it must be a .npy file"]),
         (["gzip", "valid.npy", "--train=train.npy"], ["--train"]),
         (["fourgram", "valid.npy"], ["fourgram"]),
         ([], ["kind"]),
@@ -147,7 +147,7 @@ def test_the_command(caches: None, capsys: pytest.CaptureFixture[str], name: str
 def test_mistakes(caches: None, capsys: pytest.CaptureFixture[str], options: list[str], parts: list[str]) -> None:
     try:
         code: object = main(["baseline", *options])
-    except SystemExit as exit:  # argparse's way out
+    except SystemExit as exit:  # argparse exits
         code = exit.code
     out, err = capsys.readouterr()
     assert code == 2 and out == "" and err.startswith("error: ") and err.count("\n") == 1

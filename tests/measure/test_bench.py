@@ -35,7 +35,7 @@ def python(code: str) -> str:
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_figures(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a clock that ticks seconds and a peak of 1000 and 3000 in turn: 20 tokens of 2816 multiply-adds a second."""
+    """A clock of one tick a second and peaks of 1000 and 3000 in turn: 20 tokens of 2816 multiply-adds a second."""
     assert bench.multiply_adds(1, 8) == 12 * 64 + 256 * 8
     clock = iter(range(100))
     peaks = iter([1000.0, 3000.0] * 9)

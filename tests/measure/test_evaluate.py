@@ -1,4 +1,4 @@
-"""Validation, the exact figure, how sure it is, and how it depends on the place in a document."""
+"""Validation, the exact figure, its standard error, and its dependence on the position in a document."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_both_figures(engine: str) -> None:
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_code_lengths_are_each_targets_own(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """(N, T), whatever the chunks and windows: the oracle's logits give every single one."""
+    """(N, T), the same for all chunks and windows: each equals that of the oracle's logits."""
     monkeypatch.setattr("nanoegg_mlx.engines.mlx._WINDOW", 5)
     config = CONFIG.replace(engine=engine, chunk=2)
     params = init_params(config)
@@ -154,7 +154,7 @@ def test_documents_and_positions_against_a_plain_loop(share: float, rows: int) -
 
 @pytest.mark.parametrize("group", [1, 3, 10])
 def test_groups_of_rows_do_not_show(group: int) -> None:
-    """Not in a bit: rows can be shared out over processes."""
+    """To the last bit: processes can share the rows."""
     random = np.random.default_rng(5)
     tokens = np.where(random.random(3000) < 0.02, 0, 65).astype(np.uint8)
     lengths = random.gamma(2, 2, (10, 299))
@@ -197,7 +197,7 @@ def test_parameters_of_another_shape() -> None:
         validate(init_params(CONFIG.replace(n_embd=8)), TEXT, CONFIG)
 
 
-def test_the_command_says_how_sure_it_is(
+def test_the_command_prints_the_standard_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)

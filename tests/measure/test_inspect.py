@@ -89,7 +89,7 @@ def expected_activations(params: Params, rows: np.ndarray) -> dict[tuple[str, in
 
 
 def wild(params: Params) -> Params:
-    """Weights over the whole range in the first layer, so that it saturates, and a faint embedding of some bytes."""
+    """Weights over the whole range in the first layer, so that it saturates, and small embeddings of some bytes."""
     random = np.random.default_rng(0)
     changed = {name: np.array(value) for name, value in params.items()}
     for name, value in changed.items():
@@ -127,7 +127,7 @@ def test_activations_against_a_plain_loop(make: object) -> None:
 
 
 def test_the_tap_changes_nothing() -> None:
-    """Logits and states of the model with a tap are those without."""
+    """Logits and states are the same with and without a tap."""
     params = init_params(CONFIG)
     state = mx.array(np.random.default_rng(3).integers(-127, 128, (2, 12)).astype(np.int8))
     seen: list[tuple[int, list[str]]] = []

@@ -1,4 +1,4 @@
-"""Sampling: exact weights, a distribution that is the model's, the same bytes everywhere, and text fit to be shown."""
+"""Sampling: exact weights, a distribution that is the model's, the same bytes on all engines, and printable text."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def take(count: int, *arguments: Any, **options: Any) -> bytes:
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5, 0.7, 3.0, 1e300, 1e-300, 5e-324])
 def test_weights_are_exact(temperature: float) -> None:
-    """floor(2^(40 - i / (16 temperature))), worked out again with three times the digits."""
+    """floor(2^(40 - i / (16 temperature))), computed again with three times the digits."""
     table = power_table(temperature)
     assert table.shape == (256,) and table[0] == 2**40 and (np.diff(table) <= 0).all()
     for i in range(256):
@@ -88,8 +88,8 @@ def test_a_draw_selects_by_cumulative_weights(draw: int) -> None:
     assert below[token] <= place < below[token + 1]
 
 
-def test_draws_are_uniform_and_their_own() -> None:
-    """Each sample and seed has others; a draw's place decides it, wherever blocks of draws end."""
+def test_draws_are_uniform_and_differ() -> None:
+    """They differ by sample and seed; only its position decides a draw, not the size of blocks."""
     first = list(itertools.islice(_draws(3, 0), 1000))
     assert len(set(first)) == 1000 and max(first) >> 62 == 3 and min(first) >> 62 == 0
     assert abs(sum(first) / 1000 / 2**64 - 0.5) < 0.03
@@ -123,7 +123,7 @@ def test_min_p_keeps_the_bound_itself() -> None:
         for temperature in (0.9, 1.0, 30.0):
             weight = weights(logits, Sampling(temperature=temperature, min_p=p))
             assert np.flatnonzero(weight).tolist() == list(kept)
-    # What is below 2^-40 of the likeliest at a low temperature is never taken.
+    # At a low temperature, a byte below 2^-40 of the likeliest one is never taken.
     assert np.flatnonzero(weights(logits, Sampling(temperature=0.01))).tolist() == [0]
     both = weights(np.array([9, 9, 9, -50], np.int8), Sampling(top_k=2, min_p=0.9))
     assert np.flatnonzero(both).tolist() == [0, 1]
@@ -134,7 +134,7 @@ def test_both_engines_write_the_same_text() -> None:
     for sampling in (Sampling(seed=5), Sampling(temperature=0), Sampling(temperature=0.6, top_k=40, min_p=0.01)):
         texts = {take(300, params, CONFIG.replace(engine=engine), b"abc", None, sampling) for engine in ENGINES}
         assert len(texts) == 1
-    # As recorded: it must not change with the platform or the versions of libraries.
+    # Recorded text: it must not change with the platform or the versions of libraries.
     assert take(12, params, CONFIG, b"Hello", None, Sampling(seed=1)).hex() == RECORDED
     assert take(9, params, CONFIG, b"", None, Sampling(seed=1), sample=1) != take(
         9, params, CONFIG, b"", None, Sampling(seed=1)
@@ -215,7 +215,7 @@ def test_readable(content: bytes, shown: str) -> None:
     assert not any(ord(c) < 32 and c not in "\n\t" for c in text_of(bytes(range(256))))
 
 
-def test_characters_come_when_they_are_complete() -> None:
+def test_characters_appear_when_they_are_complete() -> None:
     pieces = readable(iter("a€b".encode()))
     assert list(pieces) == ["a", "€", "b"]
 
@@ -233,7 +233,7 @@ def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def test_samples_in_the_log(trained: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """One a validation, at temperature 1 and seed 0, in metrics.jsonl and on the terminal; the run is what it was."""
+    """One a validation, at temperature 1 and seed 0, in metrics.jsonl and on the terminal; results do not change."""
     opened = checkpoint.load(trained)
     lines = [json.loads(line) for line in Path(trained, "metrics.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines if "sample" in line] == [0, 2, 4]
@@ -298,7 +298,7 @@ def test_mistakes(trained: str, capsys: pytest.CaptureFixture[str], options: lis
     capsys.readouterr()
     try:
         code: object = main(["sample", trained, *options])
-    except SystemExit as exit:  # argparse's way out
+    except SystemExit as exit:  # argparse exits
         code = exit.code
     out, err = capsys.readouterr()
     assert code == 2 and out == "" and err.startswith("error: ") and err.count("\n") == 1

@@ -1,4 +1,4 @@
-"""The votes of shares of the population add up to the update of all of it."""
+"""The votes of parts of the population add up to the update of the whole population."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A job of several processes computes the bits of one process, whoever dies, stops, hangs or differs in it."""
+"""A job of several processes computes the bits of one process, even if ranks die, stop, hang or differ."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.tiny import branch, train, work_in
 from tests.traces import ENGINES, pseudo_text
 from tests.training.test_run import TIMES
 
-# Seven lanes, and five rows of validation: uneven for most numbers of ranks, and for seven some have no row.
+# Seven lanes and five rows of validation: uneven for most numbers of ranks; with seven ranks, some have no row.
 CONFIG = Config(
     n_layer=1, n_embd=8, population=28, group_size=4, tokens_per_update=6, train="train.npy", valid="valid.npy",
     checkpoints="runs", name="t", num_epochs=5, validate_every=3, validation_batch_size=5, checkpoint_every=3,
@@ -72,7 +72,7 @@ def corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def outcome(folder: Path) -> dict[str, Any]:
-    """All that a run leaves, times and traffic aside, to the last bit."""
+    """All results of a run except times and traffic, to the last bit."""
     aside = {*TIMES, "wire_bytes", "sharded"}
     opened = checkpoint.load(folder, pytest.fail)
     return {
@@ -91,7 +91,7 @@ def outcome(folder: Path) -> dict[str, Any]:
 
 
 def untouched(config: Config) -> dict[str, Any]:
-    """The outcome of one process that nothing happens to."""
+    """The outcome of one undisturbed process."""
     train(config.replace(checkpoints="peace"))
     return outcome(Path("peace") / config.name)
 
@@ -133,7 +133,7 @@ def test_any_number_of_ranks_gives_the_same_bits(ranks: int, expected: dict[str,
             assert {line["sharded"] for line in lines} == {config.update == "sharded"}
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     for rank in range(ranks):
-        assert job.said(rank).splitlines()[0] == f"threads {max(usable // ranks, 1)} 3"
+        assert job.output(rank).splitlines()[0] == f"threads {max(usable // ranks, 1)} 3"
 
 
 def moved_entries(config: Config) -> int:
@@ -159,15 +159,15 @@ def test_mlx_launch(expected: dict[str, dict[str, Any]]) -> None:
     Path("c.toml").write_text(VARIANTS[name].to_toml())
     for ranks in (1, 4):
         with launch(ranks, "--config=c.toml") as launcher:
-            said, _ = launcher.communicate(timeout=60)
-        assert "5 epochs in" in said and "WARN" not in said, said
-        assert said.count("epoch 5: validation") == 1  # rank 0 alone speaks
+            output, _ = launcher.communicate(timeout=60)
+        assert "5 epochs in" in output and "WARN" not in output, output
+        assert output.count("epoch 5: validation") == 1  # only rank 0 prints it
         assert outcome(Path("runs") / name) == expected[name]
         shutil.rmtree("runs")
 
 
 def test_a_launcher_that_is_ended() -> None:
-    """mlx.launch dies of SIGTERM without a word to the ranks, whose output then has no reader: they end in order."""
+    """mlx.launch dies of SIGTERM without a signal to the ranks. Their output then has no reader: they end in order."""
     Path("c.toml").write_text(CONFIG.replace(num_epochs=10**6, checkpoint_every=0, validate_every=0).to_toml())
     with launch(2, "--config=c.toml") as launcher:
         assert launcher.stdout is not None
@@ -179,7 +179,7 @@ def test_a_launcher_that_is_ended() -> None:
         time.sleep(0.05)
     while True:
         try:
-            Lock(FOLDER).release()  # once rank 0 has let it go
+            Lock(FOLDER).release()  # after rank 0 has released it
             break
         except InputError:
             assert time.monotonic() < deadline
@@ -195,7 +195,7 @@ def test_a_signal_to_any_rank_ends_all_at_one_epoch(number: signal.Signals) -> N
     job.wait_for("epoch 5:")
     job.ranks[2].send_signal(number)
     assert job.wait() == [130 if number == signal.SIGINT else 0, 0, 0]
-    assert f"Stopped by {number.name} after epoch" in job.said(0)
+    assert f"Stopped by {number.name} after epoch" in job.output(0)
     done = checkpoint.load(FOLDER, pytest.fail).epoch
     assert done >= 5 and read_metrics(FOLDER / "metrics.jsonl")[-1]["epoch"] == done
     job = Job(2, *TRAIN, f"--resume={FOLDER}", f"--num-epochs={done + 3}")
@@ -206,7 +206,7 @@ def test_a_signal_to_any_rank_ends_all_at_one_epoch(number: signal.Signals) -> N
 
 
 def test_killed_ranks(corpus: Path) -> None:
-    """SIGKILL of a random rank at a random moment: the job ends by itself, and goes on with another number of ranks."""
+    """SIGKILL of a random rank at a random moment: the job ends itself, and continues with another number of ranks."""
     config = CONFIG.replace(num_epochs=90, checkpoint_every=4, validate_every=10, keep=2)
     Path("c.toml").write_text(config.to_toml())
     expected = untouched(config)
@@ -219,14 +219,14 @@ def test_killed_ranks(corpus: Path) -> None:
         victim = generator.randrange(ranks)
         job.ranks[victim].kill()
         codes = job.wait(30)
-        if codes[victim] == -signal.SIGKILL:  # unless it was done before
+        if codes[victim] == -signal.SIGKILL:  # unless the job has finished before
             killed += 1
             others = [code for rank, code in enumerate(codes) if rank != victim]
-            # A rank that was done with the last epoch has nothing to wait for.
+            # A rank that has finished the last epoch waits for no other.
             assert set(others) <= {0, 3} and (3 in others or codes[0] == 0)
             for rank, code in enumerate(codes):
-                assert code != 3 or lost_a_rank(job.said(rank), rank, ranks)
-                assert "Traceback" not in job.said(rank)
+                assert code != 3 or lost_a_rank(job.output(rank), rank, ranks)
+                assert "Traceback" not in job.output(rank)
     assert killed >= 1
     assert Job(2, *TRAIN, f"--resume={FOLDER}").wait() == [0, 0]
     assert outcome(FOLDER) == expected
@@ -245,20 +245,20 @@ def test_a_rank_that_hangs() -> None:
     job.ranks[1].send_signal(signal.SIGSTOP)
     assert [job.ranks[rank].wait(30) for rank in (0, 2)] == [3, 3]
     job.end()
-    waited = [f"error: rank {rank} of 3 has waited " in job.said(rank) for rank in (0, 2)]
-    # One that is a moment later may see the connection to the first one go.
-    lost = [lost_a_rank(job.said(rank), rank, 3) for rank in (0, 2)]
+    waited = [f"error: rank {rank} of 3 has waited " in job.output(rank) for rank in (0, 2)]
+    # A rank that is slightly later may get a connection error when the first one exits.
+    lost = [lost_a_rank(job.output(rank), rank, 3) for rank in (0, 2)]
     assert any(waited) and all(map(max, waited, lost))
-    assert "from ranks 1, 2." in job.said(0) or "from ranks 0, 1." in job.said(2)
+    assert "from ranks 1, 2." in job.output(0) or "from ranks 0, 1." in job.output(2)
     assert Job(2, *TRAIN, f"--resume={FOLDER}", "--num-epochs=10").wait() == [0, 0]
 
 
-def test_a_rank_that_never_comes() -> None:
+def test_a_rank_that_never_starts() -> None:
     Path("c.toml").write_text(CONFIG.to_toml())
     job = Job(2, *TRAIN, "--config=c.toml", "--timeout=1.5")
     job.ranks[1].kill()
     assert job.wait(30) == [1, -signal.SIGKILL]
-    assert "wait_for_the_other_ranks_to_start" in job.said(0)
+    assert "wait_for_the_other_ranks_to_start" in job.output(0)
 
 
 IN_PIECES = """
@@ -271,7 +271,7 @@ sys.exit(cli.main())
 
 
 def test_hosts_that_share_nothing() -> None:
-    """Only rank 0 sees the run; the others have caches of their own, and half of them another engine."""
+    """Only rank 0 can read the run; the others have their own copies of the caches, and half of them another engine."""
     config = CONFIG.replace(num_epochs=6, update="sharded", n_layer=2)
     train(config.replace(num_epochs=3))
     expected = untouched(config)
@@ -287,7 +287,7 @@ def test_hosts_that_share_nothing() -> None:
     assert job.wait() == [0, 0, 0]
     result = outcome(FOLDER)
     assert not Path("elsewhere").exists() and checkpoint.load(FOLDER, pytest.fail).config.train == "train.npy"
-    for line in [*result["metrics"], *expected["metrics"]]:  # float64: its last bits are the engine's
+    for line in [*result["metrics"], *expected["metrics"]]:  # float64: its last bits depend on the engine
         line["validation_exact"] = line["validation_exact"] and round(line["validation_exact"], 10)
     assert result == expected
 
@@ -310,48 +310,48 @@ sys.exit(cli.main())
 
 
 @pytest.mark.parametrize(("check_every", "checkpoint_every", "found"), [(2, 4, 6), (0, 4, 8)])
-def test_a_rank_that_goes_astray(check_every: int, checkpoint_every: int, found: int) -> None:
-    """One bit flips on rank 1 after epoch 5: found at the next check, or at the latest before a checkpoint."""
+def test_a_rank_that_diverges(check_every: int, checkpoint_every: int, found: int) -> None:
+    """One bit flips on rank 1 after epoch 5: found at the next check, at the latest before a checkpoint."""
     config = CONFIG.replace(num_epochs=10, check_every=check_every, checkpoint_every=checkpoint_every)
     Path("c.toml").write_text(config.to_toml())
     expected = untouched(config)
     job = Job(3, "-c", CORRUPT, "train", "--config=c.toml")
     assert job.wait() == [3, 3, 3]
     for rank in range(3):
-        assert f"rank 1 of 3 differs from the others in the parameters of epoch {found}." in job.said(rank)
+        assert f"rank 1 of 3 differs from the others in the parameters of epoch {found}." in job.output(rank)
     assert checkpoint.load(FOLDER, pytest.fail).epoch == 4
     assert Job(2, *TRAIN, f"--resume={FOLDER}").wait() == [0, 0]
     assert outcome(FOLDER) == expected
 
 
 @pytest.mark.parametrize(
-    ("options", "own", "speaker", "message"),
+    ("options", "own", "reporter", "message"),
     [
         ([], "--alpha=2", 0, "Rank 1 differs from rank 0 in its configuration: alpha is 2.0 (rank 0: 4.0)"),
         ([], "--train=other.npy", 0, "Rank 1 differs from rank 0 in the content of its caches: train is "),
-        ([], "--train=none.npy", 1, "Rank 1: There is no token cache none.npy"),
+        ([], "--train=none.npy", 1, "Rank 1: The token cache none.npy does not exist"),
         (
             ["--population=4"],
             "--population=4",
             0,
             "The number of processes is 2; it must be at most 1, ",
         ),
-        (["--resume=nowhere"], "--engine=mlx", 0, "There is no run to resume in nowhere"),
+        (["--resume=nowhere"], "--engine=mlx", 0, "The folder nowhere is not a run's; to be resumed it must"),
     ],
 )
-def test_refusals(options: list[str], own: str, speaker: int, message: str) -> None:
-    """One rank says what is wrong, all end with code 2, and nothing is written."""
+def test_refusals(options: list[str], own: str, reporter: int, message: str) -> None:
+    """One rank reports the error, all end with code 2, and nothing is written."""
     np.save("other.npy", pseudo_text(3000, 3))
     Path("c.toml").write_text(CONFIG.to_toml())
     job = Job(2, *TRAIN, *([] if "--resume=nowhere" in options else ["--config=c.toml"]), *options,
               own=lambda rank: [own] if rank == 1 else [])  # fmt: skip
     assert job.wait() == [2, 2]
-    assert f"error: {message}" in job.said(speaker), job.said(0) + job.said(1)
-    assert job.said(1 - speaker) == "" and not Path("runs").exists()
+    assert f"error: {message}" in job.output(reporter), job.output(0) + job.output(1)
+    assert job.output(1 - reporter) == "" and not Path("runs").exists()
 
 
 def test_branches(corpus: Path) -> None:
-    """A branch of a job's run is that of one process's; only rank 0 needs to see the source."""
+    """A job branches to the same run as one process; only rank 0 needs to read the source."""
     config = CONFIG.replace(num_epochs=6)
     train(config)
     branch(FOLDER, 3, {"name": "alone"})

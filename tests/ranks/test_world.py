@@ -47,7 +47,7 @@ def test_who_was_launched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_damaged_message(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A ring that falls apart has delivered garbage before it raised: nothing of that is taken for a score."""
+    """A failing ring has delivered damaged data before it raised an error: no such data becomes a score."""
 
     class Group:
         def rank(self) -> int:

@@ -103,5 +103,5 @@ def test_damaged_metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     path.write_text("")
     with pytest.raises(InputError, match="has nothing to draw yet"):
         open_run(tmp_path)
-    with pytest.raises(InputError, match=r"There is no run in .*nowhere"):
+    with pytest.raises(InputError, match=r"nowhere is not a run's; it must have"):
         open_run(tmp_path / "nowhere")

@@ -161,7 +161,7 @@ def test_baselines_belong_to_the_validated_text(folder: Path, tmp_path: Path) ->
     np.save(tmp_path / "changed.npy", pseudo_text(901, 2))
     for path, reason in (
         (tmp_path / "changed.npy", r"copy has no baselines: the content of .*changed\.npy has changed"),
-        (tmp_path / "gone.npy", r"copy has no baselines: There is no token cache .*gone\.npy"),
+        (tmp_path / "gone.npy", r"copy has no baselines: The token cache .*gone\.npy does not exist"),
     ):
         (copy / "config.toml").write_text(re.sub(r'valid = ".*"', f'valid = "{path}"', config))
         scene = compose([copy])
@@ -199,9 +199,9 @@ def test_command(folder: Path, other: Path, tmp_path: Path, capsys: pytest.Captu
     assert svg.read_bytes() == before  # the same runs give the same drawing
     capsys.readouterr()
     for arguments, part in (
-        ([str(folder), "-o", str(png)], "a.png exists already; --force overwrites it"),
+        ([str(folder), "-o", str(png)], "a.png exists; it must be a new file"),
         ([str(folder), "-o", str(tmp_path / "a.gif")], "end with .png or .svg"),
-        ([str(tmp_path), "-o", str(tmp_path / "b.png")], "There is no run in"),
+        ([str(tmp_path), "-o", str(tmp_path / "b.png")], "is not a run's; it must have a metrics.jsonl"),
         ([str(folder), "-o", str(tmp_path / "none" / "b.png")], "No such file"),
     ):
         assert main(["plot", *arguments]) == 2
@@ -222,7 +222,7 @@ def test_plot_runs_is_a_library_call(folder: Path, tmp_path: Path) -> None:
     output = tmp_path / "a.svg"
     assert plot_runs([folder], output).labels == ["t"]
     before = output.read_bytes()
-    with pytest.raises(InputError, match="exists already"):
+    with pytest.raises(InputError, match="exists; it must be a new file"):
         plot_runs([folder], output)
     plot_runs([folder], output, force=True)
     assert output.read_bytes() == before

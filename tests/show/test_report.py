@@ -118,7 +118,7 @@ def test_its_figures_are_the_panels(folder: Path, page: str) -> None:
     assert [value for tag, name, value in reader.attributes if (tag, name) == ("svg", "aria-label")] == titles
     assert all(title in reader.texts for title in titles)
     assert reader.texts.count("bits per byte") >= 4 and "tokens read by the population" in reader.texts
-    # The colours come from the style sheet and change with the scheme.
+    # The style sheet defines the colours, which change with the scheme.
     figures = page[page.index('<div class="figures">') : page.index("<h2>Config</h2>")]
     assert not any(colour in figures.lower() for colour in (INK, MUTED, GRID, COLOURS[0]))
     assert {"--ink", "--muted", "--grid", "--run"} == set(re.findall(r"var\((--\w+)\)", figures))
@@ -173,9 +173,9 @@ def test_command(
     assert output.read_text(encoding="utf-8") == report.page(folder)
     capsys.readouterr()
     for arguments, part in (
-        ([str(folder), "-o", str(output)], "report.html exists already; --force overwrites it"),
+        ([str(folder), "-o", str(output)], "report.html exists; it must be a new file"),
         ([str(folder), "-o", str(tmp_path / "report.pdf")], "end with .html"),
-        ([str(tmp_path), "-o", str(tmp_path / "b.html")], "There is no run in"),
+        ([str(tmp_path), "-o", str(tmp_path / "b.html")], "is not a run's; it must have a metrics.jsonl"),
     ):
         assert main(["report", *arguments]) == 2
         assert part in capsys.readouterr().err

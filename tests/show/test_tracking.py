@@ -27,7 +27,7 @@ from tests.tiny import resume, tiny_config, tiny_run
 
 @pytest.fixture(autouse=True)
 def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No network, and no settings but these."""
+    """No network, and only these settings."""
     for name in ("WANDB_PROJECT", "WANDB_ENTITY", "WANDB_RUN_ID", "WANDB_RESUME", "WANDB_DIR"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("WANDB_MODE", "offline")
@@ -133,7 +133,7 @@ def test_wandb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     resume(folder, {"num_epochs": 14}, track=("wandb",))
     assert json.loads((folder / "wandb.json").read_text()) == {"id": state["id"], "epochs": 14}
     files = sorted(folder.glob("wandb/offline-run-*"))
-    # offline-run-TIME-ID, with a number behind it where one second saw both.
+    # offline-run-TIME-ID, with a number at its end if both runs began in one second.
     assert [path.name.split("-")[3] for path in files] == [state["id"]] * 2
     lines = before + read_metrics(folder / "metrics.jsonl")[13:]
     history = wandb_history(folder)
@@ -199,7 +199,7 @@ def test_both_at_once_from_the_command_line(tmp_path: Path, capsys: pytest.Captu
     assert [step for step, _ in wandb_history(folder)] == [0, 1, 2, 3]
     err = capsys.readouterr().err
     assert f"tensorboard: {folder}/tensorboard" in err and "warning" not in err.lower()
-    # A branch is a run of its own.
+    # A branch is a separate run.
     assert main(["train", f"--branch={folder}@3", "--name=b", "--num-epochs=5", "--track=tensorboard"]) == 0
     assert [event.step for event in events(tmp_path / "runs" / "b").Scalars("loss_mean")] == [4, 5]
 

@@ -1,4 +1,4 @@
-"""Checkpoints: what is saved comes back bit for bit, damage is named and passed over, nothing is overwritten."""
+"""Checkpoints: loading restores every bit, damage is reported and skipped, nothing is overwritten."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_the_newest_and_the_best_are_kept(tmp_path: Path, trainer: Trainer) -> N
     assert len(list(tmp_path.iterdir())) == 5
 
 
-def test_damage_is_named_and_passed_over(tmp_path: Path, trainer: Trainer) -> None:
+def test_damage_is_reported_and_skipped(tmp_path: Path, trainer: Trainer) -> None:
     older = save(tmp_path, trainer, {})
     trainer.step()
     folder = save(tmp_path, trainer, {})
@@ -67,9 +67,9 @@ def test_damage_is_named_and_passed_over(tmp_path: Path, trainer: Trainer) -> No
             (folder / name).write_bytes(content)
         with pytest.raises(InputError, match=rf"{folder.name}.* is damaged: {name}") as caught:
             checkpoint.load(folder)
-        said: list[str] = []
-        assert checkpoint.load(tmp_path, said.append).path == older
-        assert said == [f"{caught.value} Using the one before it, {older.name}."]
+        warnings: list[str] = []
+        assert checkpoint.load(tmp_path, warnings.append).path == older
+        assert warnings == [f"{caught.value} Using the one before it, {older.name}."]
         (folder / name).write_bytes(whole[name])
 
     for name, content in whole.items():
@@ -84,17 +84,17 @@ def test_damage_is_named_and_passed_over(tmp_path: Path, trainer: Trainer) -> No
     assert checkpoint.load(tmp_path, pytest.fail).epoch == 2
 
 
-def test_where_nothing_is_whole(tmp_path: Path, trainer: Trainer) -> None:
+def test_without_a_whole_checkpoint(tmp_path: Path, trainer: Trainer) -> None:
     for _ in range(2):
         (save(tmp_path, trainer, {}) / "model.safetensors").unlink()
         trainer.step()
-    said: list[str] = []
+    warnings: list[str] = []
     with pytest.raises(InputError, match=r"epoch-00000001 is damaged: model\.safetensors"):
-        checkpoint.load(tmp_path, said.append)
-    assert len(said) == 1
+        checkpoint.load(tmp_path, warnings.append)
+    assert len(warnings) == 1
 
 
-def test_what_does_not_belong_together(tmp_path: Path, trainer: Trainer) -> None:
+def test_files_that_do_not_fit(tmp_path: Path, trainer: Trainer) -> None:
     folder = save(tmp_path, trainer, {})
     about = json.loads((folder / "checkpoint.json").read_text())
     (folder / "config.toml").write_text(CONFIG.replace(n_embd=9).to_toml())
@@ -107,8 +107,8 @@ def test_what_does_not_belong_together(tmp_path: Path, trainer: Trainer) -> None
         checkpoint.load(folder)
 
 
-def test_where_there_is_none(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="holds no checkpoint"):
+def test_without_a_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="has no checkpoint; it must have"):
         checkpoint.load(tmp_path)
-    with pytest.raises(InputError, match="no checkpoint or run folder"):
+    with pytest.raises(InputError, match="does not exist; it must be a checkpoint's or a run's"):
         checkpoint.load(tmp_path / "nowhere")

@@ -1,4 +1,4 @@
-"""votes.bin and the replay of a run from it: the same bits as training, whatever the tail looks like."""
+"""votes.bin and the replay of a run from it: the same bits as training, for any damage at its end."""
 
 from __future__ import annotations
 
@@ -69,13 +69,13 @@ def test_replay_is_the_run(tmp_path: Path, engine: str, changes: dict) -> None:
             params_at(tmp_path / "votes.bin", epochs, engine)
 
 
-def test_the_config_changes_on_the_way(tmp_path: Path) -> None:
+def test_the_config_may_change(tmp_path: Path) -> None:
     path, other = tmp_path / "votes.bin", CONFIG.replace(population=6, alpha=0.5, fast_fitness=False)
     record(path, CONFIG, 2)
     first = params_at(path, 2)[1]
     trainer = Trainer(other, TEXT, params=first, epoch=2)
     path.write_bytes(path.read_bytes() + config_frame(other, 2))
-    assert size_before(path, 2) == path.stat().st_size  # the new config stays when nothing follows it yet
+    assert size_before(path, 2) == path.stat().st_size  # the new config stays, also if no epoch follows it yet
     path.write_bytes(path.read_bytes() + epoch_frame(other, 2, trainer.step().fitness))
     assert [logged.config for logged in read_fitness_log(path)] == [CONFIG, CONFIG, other]
     config, params = params_at(path, 3)
@@ -101,7 +101,7 @@ def test_a_torn_tail_is_cut_at_every_byte(tmp_path: Path) -> None:
         assert len(list(read_fitness_log(path))) == sum(end <= position for end in ends) - 1
 
 
-def test_what_is_no_votes_file(tmp_path: Path) -> None:
+def test_other_files(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot be read"):
         list(read_fitness_log(tmp_path / "none"))
     for content in (b"", b"eggvote", b"something else"):
@@ -110,7 +110,7 @@ def test_what_is_no_votes_file(tmp_path: Path) -> None:
             list(read_fitness_log(tmp_path / "votes.bin"))
     later = epoch_frame(CONFIG, 5, np.zeros(7, np.int8)) + epoch_frame(CONFIG, 7, np.zeros(7, np.int8))
     (tmp_path / "votes.bin").write_bytes(b"eggvotes" + config_frame(CONFIG, 5) + later)
-    with pytest.raises(InputError, match="epoch 7 follows where epoch 6 must"):
+    with pytest.raises(InputError, match="an epoch is 7; it must be 6"):
         list(read_fitness_log(tmp_path / "votes.bin"))
     with pytest.raises(InputError, match=r"first epoch of .* is 5; it must be 0"):
         list(replay(tmp_path / "votes.bin"))

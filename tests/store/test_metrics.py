@@ -1,4 +1,4 @@
-"""metrics.jsonl: what its lines say, how it is continued, that nothing of it piles up; and what the terminal shows."""
+"""metrics.jsonl: its lines, its continuation, bounded memory; and the display on the terminal."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_weight_histogram() -> None:
     assert counts[0] >= 1 and counts[-1] >= 1
 
 
-def test_lines_say_what_the_epochs_did(tmp_path: Path) -> None:
+def test_lines_are_the_epochs_figures(tmp_path: Path) -> None:
     folder = tiny_run(tmp_path)
     lines = read_metrics(folder / "metrics.jsonl")
     config = tiny_config(tmp_path)
@@ -67,7 +67,7 @@ def test_lines_say_what_the_epochs_did(tmp_path: Path) -> None:
         assert set(line) - {"weights"} == EVERY_EPOCH
         assert line["tokens"] == line["epoch"] * 96
         assert (line["loss_min"], line["loss_max"]) == (losses.min(), losses.max())
-        # These come from integer sums, rounded once.
+        # These are integer sums, rounded once.
         assert line["loss_mean"] == pytest.approx(losses.mean(), rel=1e-14)
         assert line["loss_std"] == pytest.approx(losses.std(), rel=1e-12)
         assert (line["exchange_seconds"], line["wire_bytes"], line["sharded"]) == (0, 0, False)
@@ -108,7 +108,7 @@ def test_metrics_file_is_read_from_its_end(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     lines = lines_of(0, 40, 80, 95, epochs=100)
     content = [encode(line) for line in lines]
-    content[60] = b"not JSON\n"  # lies before the last validation: never looked at
+    content[60] = b"not JSON\n"  # before the last validation: never read
     path.write_bytes(b"".join(content) + b'{"epoch": 100, "tok')
     file = MetricsFile(path, 90)
     assert file.last == lines[90] and file.validations == [lines[0], lines[80]]
@@ -120,7 +120,9 @@ def test_metrics_file_is_read_from_its_end(tmp_path: Path) -> None:
         MetricsFile(path, 70)
     assert len(path.read_bytes().splitlines()) == 92
 
-    path.write_bytes(b"".join(content[:3]) + b'{"no": "epoch"}\n')  # a damaged last line is as good as torn
+    path.write_bytes(
+        b"".join(content[:3]) + b'{"no": "epoch"}\n'
+    )  # a damaged last line is treated as an incomplete one
     file = MetricsFile(path, 5)
     assert file.last == lines[2] and file.validations == [lines[0]]
     file.close()
@@ -133,7 +135,7 @@ def test_metrics_file_is_read_from_its_end(tmp_path: Path) -> None:
         assert path.read_bytes() == b""
 
 
-def test_metrics_do_not_pile_up_in_memory(tmp_path: Path) -> None:
+def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
     file = MetricsFile(tmp_path / "metrics.jsonl", 0)
     line = {**dict.fromkeys(EVERY_EPOCH, 1.5), "weights": list(range(53))}
     file.append(line)
@@ -216,7 +218,7 @@ def test_a_terminal_shows_whole_lines(tmp_path: Path, columns: int) -> None:
 
 
 def test_tailing_sees_whole_lines(tmp_path: Path) -> None:
-    """A reader beside the writer never sees anything but whole lines and at most a torn last one."""
+    """A concurrent reader sees only whole lines, and at most one incomplete line at the end."""
     path = tmp_path / "metrics.jsonl"
     file = MetricsFile(path, 0)
     for epoch in range(200):

@@ -1,4 +1,4 @@
-"""Caches, lanes and batches, and what is said of caches that cannot be used."""
+"""Caches, lanes and batches, and the errors for unusable caches."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The transformer: it sees no future, its gradient is the loss's, it learns, and it leaves a run's metrics behind."""
+"""The transformer: its causal mask, its gradient, its learning, and the metrics of its run."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_shape_of_the_model() -> None:
 
 
 def test_no_future_is_seen() -> None:
-    """Other tokens from place 7 on leave all logits before it as they are, and change those from there on."""
+    """Other tokens from position 7 on change the logits from there on, and none before."""
     learner = Learner(CONFIG, Descent())
     inputs = np.random.default_rng(0).integers(0, 128, (3, 12)).astype(np.uint8)
     changed = inputs.copy()
@@ -62,7 +62,7 @@ def test_no_future_is_seen() -> None:
     assert before.shape == (3, 12, 128)
     assert np.array_equal(before[:, :7], after[:, :7])
     assert (before[:, 7:] != after[:, 7:]).any(axis=-1).all()
-    # The past is seen, and so is the place.
+    # The logits depend on the past and on the position.
     earlier = inputs.copy()
     earlier[:, 0] = (earlier[:, 0] + 1) % 128
     assert (learner.logits(earlier) != before).any(axis=-1).all()
@@ -71,7 +71,7 @@ def test_no_future_is_seen() -> None:
 
 
 def test_the_gradient_is_the_losses() -> None:
-    """Along its own direction the loss rises as it says, and bits are those of a softmax."""
+    """Along the gradient the loss rises by its squared length; bits are those of a softmax."""
     learner = Learner(CONFIG, Descent())
     inputs, targets = Lanes(np.load("train.npy"), CONFIG).batch(3)
     loss, gradients, _ = learner.gradient(inputs, targets)
@@ -127,7 +127,7 @@ def test_validation_by_windows() -> None:
 
 
 def test_a_run() -> None:
-    """The epochs' batches are the lanes', in order; the loss falls; the metrics are a run's; the model is there."""
+    """The batches are the lanes', in order; the loss falls; the metrics have a run's format; the model is saved."""
     messages: list[str] = []
     outcome = train(CONFIG.replace(num_epochs=60, validate_every=25), Descent(learning_rate=0.3), messages.append)
     folder = Path("runs/t-transformer")
@@ -158,7 +158,7 @@ def test_a_run() -> None:
 
 
 def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
-    """A new folder every time; what is in it is no run to resume."""
+    """Each training has a new folder, and it cannot be resumed as a run."""
     Path("c.toml").write_text(CONFIG.to_toml())
     for name in ("t-transformer", "t-transformer-2"):
         options = ["--config=c.toml", "--num-epochs=1", "--learning-rate=0.2", "--json"]
@@ -167,12 +167,12 @@ def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
         assert about["run"] == f"runs/{name}" and about["epoch"] == 1 and about["validation"] > 0
         assert json.loads(Path("runs", name, "transformer.json").read_text())["descent"]["learning_rate"] == 0.2
     assert main(["train", "--resume", "runs/t-transformer"]) == 2
-    assert "no run to resume" in capsys.readouterr().err
+    assert "is not a run's; to be resumed it must" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("at", ["gradient", "evaluate"])
 def test_a_signal(monkeypatch: pytest.MonkeyPatch, at: str) -> None:
-    """Ctrl-C in the middle of a gradient or a validation: the epochs that are done stay, and the model is saved."""
+    """Ctrl-C in the middle of a gradient or a validation: finished epochs stay recorded, and the model is saved."""
     calls = 0
     original: Any = getattr(Learner, at)
 
@@ -190,7 +190,7 @@ def test_a_signal(monkeypatch: pytest.MonkeyPatch, at: str) -> None:
     assert mx.load("runs/t-transformer/model.safetensors")
 
 
-def test_a_loss_that_is_no_number(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_loss_that_is_not_finite(capsys: pytest.CaptureFixture[str]) -> None:
     Path("c.toml").write_text(CONFIG.to_toml())
     assert main(["baseline", "transformer", "--config=c.toml", "--num-epochs=50", "--learning-rate=1e30"]) == 2
     assert "learning_rate must be below 1e+30" in capsys.readouterr().err
@@ -216,7 +216,7 @@ def test_mistakes(capsys: pytest.CaptureFixture[str], options: list[str], parts:
     Path("c.toml").write_text(CONFIG.to_toml())
     try:
         code: object = main(["baseline", "transformer", "--config=c.toml", *options])
-    except SystemExit as exit:  # argparse's way out
+    except SystemExit as exit:  # argparse exits
         code = exit.code
     out, err = capsys.readouterr()
     assert code == 2 and out == "" and err.startswith("error: ") and err.count("\n") == 1

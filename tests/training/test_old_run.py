@@ -1,4 +1,4 @@
-"""A run's folder written by version 0.1.0: it is resumed, branched and replayed to the bits of that version."""
+"""A run's folder written by version 0.1.0: resuming, branching and replaying it gives the bits of that version."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def sha256(content: bytes) -> str:
 
 @pytest.fixture(autouse=True)
 def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The run and its caches in a folder of their own."""
+    """The run and its caches in a new folder."""
     monkeypatch.chdir(tmp_path)
     np.save("train.npy", pseudo_text(2000, 1))
     np.save("valid.npy", pseudo_text(500, 2))

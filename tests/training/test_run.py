@@ -1,4 +1,4 @@
-"""Runs that are killed, starved of disk, damaged, continued and branched end with the bits of one left in peace."""
+"""Killed, failed, damaged, continued and branched runs end with the bits of an undisturbed run."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ def corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def outcome(folder: Path = FOLDER) -> dict[str, Any]:
-    """All that a run computed, times aside."""
+    """All results of a run except times."""
     opened = checkpoint.load(folder, pytest.fail)
     lines = [{key: line[key] for key in line if key not in TIMES} for line in read_metrics(folder / "metrics.jsonl")]
-    for line in lines:  # float64: its last bits are the engine's
+    for line in lines:  # float64: its last bits depend on the engine
         line["validation_exact"] = line["validation_exact"] and round(line["validation_exact"], 10)
     return {
         "epoch": opened.epoch,
@@ -60,14 +60,14 @@ def outcome(folder: Path = FOLDER) -> dict[str, Any]:
 
 @pytest.fixture
 def expected(corpus: Path) -> dict[str, Any]:
-    """The outcome of a run that nothing happened to."""
+    """The outcome of an undisturbed run."""
     train(CONFIG)
     result = outcome()
     shutil.rmtree("runs")
     return result
 
 
-def test_the_untouched_run(expected: dict[str, Any]) -> None:
+def test_the_undisturbed_run(expected: dict[str, Any]) -> None:
     assert [line["epoch"] for line in expected["metrics"]] == list(range(13))
     assert [line["epoch"] for line in expected["metrics"] if line["validation"]] == [0, 5, 10, 12]
     assert [epoch for epoch, _ in expected["votes"]] == list(range(12))
@@ -82,12 +82,12 @@ def test_a_longer_run_is_the_same_run(expected: dict[str, Any], engine: str) -> 
     result = outcome()
     for key in ("params", "states", "metrics", "votes", "tokens"):
         assert result[key] == expected[key]
-    resume(FOLDER, {})  # nothing left to do changes nothing
+    resume(FOLDER, {})  # a finished run does not change
     assert outcome() == result
 
 
 def test_fifty_kills(corpus: Path) -> None:
-    """SIGKILL at random moments of a run that writes all the time, then one that ends: the bits of an untouched run."""
+    """SIGKILL at random moments of a run that writes all the time; its last bits are an undisturbed run's."""
     config = CONFIG.replace(num_epochs=1000, checkpoint_every=2)
     (corpus / "peace").mkdir()
     for name in ("train.npy", "valid.npy"):
@@ -119,7 +119,7 @@ def test_fifty_kills(corpus: Path) -> None:
 
 @pytest.mark.parametrize("call", ["write", "pwrite", "fsync", "rename", "replace", "symlink"])
 def test_every_failing_call(corpus: Path, call: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The n-th write, fsync or rename of a run fails, for every n: the run stops, and goes on when the disk does."""
+    """The n-th write, fsync or rename of a run fails, for every n: the run stops, and later continues."""
     config = CONFIG.replace(num_epochs=4, validate_every=2, checkpoint_every=3)
     train(config)
     expected = outcome()
@@ -134,7 +134,7 @@ def test_every_failing_call(corpus: Path, call: str, monkeypatch: pytest.MonkeyP
             nonlocal calls
             calls += 1
             if calls == number:  # noqa: B023
-                if call == "write":  # half of it arrives before the disk is full
+                if call == "write":  # half of it is written before the disk is full
                     real(arguments[0], bytes(arguments[1])[: len(arguments[1]) // 2])
                 raise OSError(28, "No space left on device")
             return real(*arguments, **options)
@@ -170,7 +170,7 @@ def test_a_full_disk_is_one_sentence(monkeypatch: pytest.MonkeyPatch, capsys: py
     assert checkpoint.load(FOLDER, pytest.fail).epoch == 3
 
 
-def test_a_damaged_checkpoint_is_passed_over(expected: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_checkpoint_is_skipped(expected: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     train(CONFIG.replace(num_epochs=10))
     states = FOLDER / "epoch-00000010" / "states.safetensors"
     content = bytearray(states.read_bytes())
@@ -184,25 +184,27 @@ def test_a_damaged_checkpoint_is_passed_over(expected: dict[str, Any], capsys: p
     assert all(result[key] == expected[key] for key in ("params", "states", "metrics", "votes"))
 
 
-def test_what_a_resumed_run_may_not_change(capsys: pytest.CaptureFixture[str]) -> None:
+def test_changes_that_a_resumed_run_refuses(capsys: pytest.CaptureFixture[str]) -> None:
     train(CONFIG.replace(num_epochs=2))
     before = {path: path.read_bytes() for path in FOLDER.rglob("*") if path.is_file()}
     with pytest.raises(InputError, match=r"rank is 2; it must be 1, alpha is 2\.0; it must be 4\.0"):
         resume(FOLDER, {"alpha": 2.0, "rank": 2})
     np.save("train.npy", pseudo_text(3001, 1))
-    with pytest.raises(InputError, match=r"cache train\.npy has changed; it must be what runs/t was trained with"):
+    with pytest.raises(
+        InputError, match=r"cache train\.npy has changed; it must be the same as in the training of runs/t"
+    ):
         resume(FOLDER, {"num_epochs": 4})
     lock = Lock(FOLDER)
     assert main(["train", f"--resume={FOLDER}"]) == 2
     assert f"runs/t is in use by process {os.getpid()}" in capsys.readouterr().err
     lock.release()
-    with pytest.raises(InputError, match="no run to resume in runs"):
+    with pytest.raises(InputError, match="runs is not a run's; to be resumed it must"):
         resume(FOLDER.parent, {})
     after = {path: path.read_bytes() for path in FOLDER.rglob("*") if path.is_file() and path.name != ".lock"}
     assert after == {path: content for path, content in before.items() if path.name != ".lock"}
 
 
-def test_damaged_votes_are_named() -> None:
+def test_a_damaged_fitness_log_is_reported() -> None:
     train(CONFIG)
     votes = FOLDER / "votes.bin"
     votes.write_bytes(votes.read_bytes()[:-30])
@@ -217,11 +219,11 @@ def test_damaged_votes_are_named() -> None:
 def test_branches(expected: dict[str, Any]) -> None:
     train(CONFIG)
     before = outcome()
-    # With the checkpoint's states a branch that changes nothing is the run itself.
+    # With the checkpoint's states and the same config, a branch equals the run.
     assert main(["train", f"--branch={FOLDER}@8", "--name=same"]) == 0
     result = outcome(Path("runs/same"))
     assert all(result[key] == expected[key] for key in ("params", "states", "metrics", "votes", "tokens"))
-    # From votes alone, into another population; its own votes are enough to replay it.
+    # From the fitness log alone, into another population; the branch's log is enough to replay it.
     assert main(["train", f"--branch={FOLDER}@7", "--name=other", "--population=6", "--no-fast-fitness"]) == 0
     other = Path("runs/other")
     assert [(vote.epoch, vote.config.population) for vote in read_fitness_log(other / "votes.bin")] == [
@@ -250,7 +252,7 @@ def test_replay_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.count("the same bits") == len(checkpoint.folders(FOLDER))
     assert main(["replay", str(FOLDER), "--epoch=8", "-o", "model.safetensors"]) == 2
     assert "must be a new file" in capsys.readouterr().err
-    # Votes of another run do not make these parameters.
+    # The fitness log of another run gives other parameters.
     train(CONFIG.replace(seed=1))
     shutil.copy("runs/t-2/votes.bin", FOLDER)
     assert main(["replay", str(FOLDER), "--verify"]) == 1

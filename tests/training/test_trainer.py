@@ -1,4 +1,4 @@
-"""The trainer: what an epoch reports, that it is all or nothing, and that it continues from what a checkpoint holds."""
+"""The trainer: an epoch's result, epochs as transactions, and continuing from the content of a checkpoint."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def same(left: Params, right: Params) -> bool:
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_an_epoch_tells_what_it_did(engine: str) -> None:
+def test_the_result_of_an_epoch(engine: str) -> None:
     trainer = Trainer(SMALL.replace(engine=engine), TEXT)
     for epoch in range(3):
         before = trainer.params
@@ -58,7 +58,7 @@ def test_it_continues_bit_for_bit(engine: str) -> None:
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_members_are_scored_in_any_portions(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Chunks, threads and spans of members bound memory and time; they never show in the result."""
+    """Chunks, threads and spans of members bound memory and time; the result does not depend on them."""
     config = SMALL.replace(engine=engine, population=24, group_size=4)
     whole = Trainer(config, TEXT)
     expected = [whole.step().scores for _ in range(3)]
@@ -93,8 +93,8 @@ def test_an_interrupted_epoch_never_happened(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_the_engines_see_what_was_changed_in_place(engine: str) -> None:
-    """A leaf replaced in the trainer's dict, or written into, counts from the next epoch on."""
+def test_the_engines_use_parameters_changed_in_place(engine: str) -> None:
+    """A leaf that is replaced in the trainer's dict, or changed in place, is used from the next epoch on."""
     trainer = Trainer(SMALL.replace(engine=engine), TEXT)
     trainer.step()
     before = dict(trainer.params)
@@ -132,7 +132,7 @@ def test_the_engines_leave_their_arguments_alone(engine: str) -> None:
         ({"params": {"emb": init_params(SMALL)["emb"]}}, ["head"]),
     ],
 )
-def test_what_does_not_fit_is_refused(continued: dict, parts: list[str]) -> None:
+def test_arguments_that_do_not_fit(continued: dict, parts: list[str]) -> None:
     with pytest.raises(InputError) as caught:
         Trainer(SMALL, TEXT, **continued)
     assert all(part in str(caught.value) for part in parts)

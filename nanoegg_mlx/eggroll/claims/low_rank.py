@@ -147,7 +147,7 @@ def measure_noise(measured: Measured, layer: Layer, ranks: Sequence[int], popula
     """The error of one update of a finite population, for each rank and for full rank."""
 
     def update(step: int, rank: int | None) -> np.ndarray:
-        # Each rank has a leaf number of its own, so its noise is independent.
+        # Each rank has its own leaf number, so its noise is independent.
         return layer.estimate(step, 1000 + (rank or 0), population // 2, rank).astype(np.float64).ravel()
 
     truth = np.outer(layer.expected(None), layer.along).ravel()
@@ -191,7 +191,7 @@ def low_rank(
     """Bias of the expected update over the rank, its check by sampling, and the noise of a finite population.
 
     Args:
-        seeds: layers (W, x, c), each with samples of its own.
+        seeds: layers (W, x, c), each with different samples.
         ranks: their bias is computed, and the slope is fitted over all of them.
         sampled: the ranks among them whose bias is measured as well.
         pairs: antithetic pairs for each seed and rank of the measurement.

@@ -76,7 +76,7 @@ def quadratic(
     """EGGROLL against SGD at one learning rate; one of rank, sigma and population varied at a time.
 
     Args:
-        seeds: runs of each setting, each with a start of its own.
+        seeds: runs of each setting, each from a different start.
         shape: of the matrix.
         rate: eta, of all runs.
     """

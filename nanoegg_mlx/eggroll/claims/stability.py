@@ -56,7 +56,7 @@ def verdict(
 
     Args:
         shares: (method, condition) -> largest stable rate, as a share of SGD's.
-        evolved: the methods but SGD, by growing population.
+        evolved: the methods except SGD, by growing population.
     """
     first, last = conditions[0], conditions[-1]
     measured = "the limits, as a share of SGD's, are " + ", ".join(

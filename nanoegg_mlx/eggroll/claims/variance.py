@@ -92,7 +92,7 @@ def update_variance(seeds: int = 10, updates: int = 60, population: int = 64, si
 
     Args:
         seeds: networks and data sets.
-        updates: estimates for each, with noise of their own; all combinations use the same noise.
+        updates: estimates for each, with different noise; all combinations use the same noise.
     """
     variance: dict[Combination, list[float]] = {combination: [] for combination in COMBINATIONS}
     cosine: dict[Combination, list[float]] = {combination: [] for combination in COMBINATIONS}
