@@ -1,0 +1,199 @@
+"""Learning curves: bits per byte of the validation set against tokens read and against seconds of training.
+
+    python benchmarks/learning.py --tokens 20e6 --seeds 3 --methods weights,error,perturb,mingru -o curves.json
+    python benchmarks/learning.py --draw curves.json --picture docs/learning     # learning-light.svg, learning-dark.svg
+
+The methods: perturbed weights; nudged activations with head_rule error and perturb; and in floats by backpropagation
+the same minGRU (mingru) and a transformer, by Adam or SGD. All read the same lanes of --train (by default the quickstart's
+corpus). The evolution strategies count every member's tokens; backpropagation counts each lane's once, so its batch has
+as many lanes as the population has members. Seconds are of training alone, on all cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from nanoegg_mlx import Config, Trainer, validate
+from nanoegg_mlx.engines.machine import machine
+from nanoegg_mlx.measure.baselines import bigram, gzip
+from nanoegg_mlx.measure.evaluate import validation_rows
+from nanoegg_mlx.show.style import COLOURS, STYLE
+from nanoegg_mlx.store.tokens import Lanes, load_tokens
+from nanoegg_mlx.training.backprop import Descent, Learner
+
+Point = tuple[int, float, float]
+"""Tokens read, seconds of training, bits per byte of the validation set."""
+METHODS = {
+    "weights": "perturbed weights",
+    "error": "nudged activations, head by its error",
+    "perturb": "nudged activations, head nudged too",
+    "mingru": "the same network in floats, backpropagation and Adam",
+    "transformer-adam": "transformer, backpropagation and Adam",
+    "transformer-sgd": "transformer, backpropagation and SGD",
+}
+POINTS = 14
+ALPHA = 4.0
+
+
+def curve(method: str, base: Config, tokens: float, share: float) -> Iterator[Point]:
+    """Trains one method up to some tokens, and validates it at points of equal ratios."""
+    if method in ("weights", "error", "perturb"):
+        yield from _evolution(method, base, tokens, share)
+    else:
+        yield from _backpropagation(method, base, tokens)
+
+
+def _evolution(method: str, base: Config, tokens: float, share: float) -> Iterator[Point]:
+    per_epoch = base.population * base.tokens_per_update
+    epochs = max(round(tokens / per_epoch), 1)
+    changes: dict[str, Any] = {"alpha": ALPHA, "alpha_decay_timestep": round((2**ALPHA - 1) * epochs / (1 / share - 1))}
+    changes |= {"sigma_shift": 3} if method == "weights" else {"perturb": "activations", "head_rule": method}
+    config = base.replace(**changes)
+    trainer, valid = Trainer(config, load_tokens(config.train)), load_tokens(config.valid)
+    seconds = 0.0
+    for stop in _stops(epochs):
+        started = time.perf_counter()
+        while trainer.epoch < stop:
+            trainer.step()
+        seconds += time.perf_counter() - started
+        yield stop * per_epoch, seconds, validate(trainer.params, valid, config)[1]
+
+
+def _backpropagation(method: str, base: Config, tokens: float) -> Iterator[Point]:
+    config = base.replace(group_size=2, population=2 * base.population)  # as many lanes as the population has members
+    optimizer = "sgd" if method.endswith("sgd") else "adam"
+    descent = Descent(optimizer, learning_rate=0.03 if optimizer == "sgd" else 3e-3, micro_batch=512)
+    learner = Learner(config, descent, method.partition("-")[0])
+    lanes = Lanes(load_tokens(config.train), config)
+    rows = validation_rows(load_tokens(config.valid), config.validation_batch_size)
+    per_epoch = config.lanes * config.tokens_per_update
+    seconds, epoch = 0.0, 0
+    for stop in _stops(max(round(tokens / per_epoch), 1)):
+        started = time.perf_counter()
+        while epoch < stop:
+            learner.step(learner.gradient(*lanes.batch(epoch)))
+            epoch += 1
+        seconds += time.perf_counter() - started
+        yield stop * per_epoch, seconds, learner.evaluate(rows, config.tokens_per_update)
+
+
+def _stops(epochs: int) -> list[int]:
+    return sorted({round(stop) for stop in np.geomspace(max(epochs / 100, 1), epochs, POINTS)})
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """All curves of the options, as JSON."""
+    base = Config(
+        n_layer=options.layers,
+        n_embd=options.width,
+        population=options.population,
+        tokens_per_update=50,
+        train=options.train,
+        valid=options.valid,
+    )
+    curves: dict[str, list[list[Point]]] = {}
+    for method in options.methods.split(","):
+        curves[method] = []
+        for seed in range(options.seeds):
+            points = []
+            for point in curve(method, base.replace(seed=seed), options.tokens, options.share):
+                points.append(point)
+                print(f"{method:<18} seed {seed} {point[0]:>12,} tokens {point[1]:>8.1f} s {point[2]:7.4f}", flush=True)
+            curves[method].append(points)
+    valid = load_tokens(options.valid)
+    return {
+        "command": " ".join(["python benchmarks/learning.py", *sys.argv[1:]]),
+        "machine": machine(),
+        "model": [options.layers, options.width],
+        "bigram": bigram(valid),
+        "gzip": gzip(valid),
+        "curves": curves,
+    }
+
+
+def table(measured: dict[str, Any]) -> str:
+    """The last point of each method: mean and spread over the seeds, as Markdown."""
+    lines = ["| method | tokens | seconds | bits per byte | seeds |", "|---|---|---|---|---|"]
+    for method, seeds in measured["curves"].items():
+        ends = [points[-1] for points in seeds]
+        bits = [end[2] for end in ends]
+        spread = f" ± {statistics.stdev(bits):.3f}" if len(bits) > 1 else ""
+        seconds = statistics.median(end[1] for end in ends)
+        lines.append(
+            f"| {METHODS[method]} | {ends[0][0] / 1e6:.1f} M | {seconds:.0f} | {statistics.mean(bits):.3f}{spread} | "
+            f"{len(bits)} |"
+        )
+    return "\n".join(lines)
+
+
+def draw(measured: dict[str, Any], picture: str) -> None:
+    """Writes <picture>-light.svg and <picture>-dark.svg: against tokens and against seconds."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    for scheme, ink, grid, page in (
+        ("light", "#1f2328", "#d9dde1", "#ffffff"),
+        ("dark", "#e6e9ec", "#343b43", "#0e1116"),
+    ):
+        recoloured = {key: ink for key in STYLE if key.endswith("color") and key not in ("grid.color",)}
+        with matplotlib.rc_context({**STYLE, **recoloured, "grid.color": grid, "axes.edgecolor": grid}):
+            figure = Figure(figsize=(11, 4.2), layout="constrained", facecolor=page)
+            for column, (place, label) in enumerate(((0, "tokens read"), (1, "seconds of training on 2 cores"))):
+                axes = figure.add_subplot(1, 2, column + 1)
+                axes.set_facecolor(page)
+                for (method, seeds), colour in zip(measured["curves"].items(), COLOURS, strict=False):
+                    points = np.array(seeds)
+                    x, bits = np.median(points[:, :, place], axis=0), points[:, :, 2]
+                    axes.fill_between(x, bits.min(axis=0), bits.max(axis=0), color=colour, alpha=0.25, linewidth=0)
+                    axes.plot(x, bits.mean(axis=0), color=colour, label=METHODS[method], marker="o", markersize=3)
+                for name in ("bigram", "gzip"):
+                    axes.axhline(measured[name], color=ink, alpha=0.6, linewidth=1, linestyle=(0, (4, 3)))
+                    axes.annotate(name, (1, measured[name]), (-4, 3), ("axes fraction", "data"), "offset points",
+                                  ha="right", fontsize=8.5, color=ink)  # fmt: skip
+                axes.set_xscale("log")
+                axes.set_xlabel(label)
+                axes.set_ylabel("bits per byte")
+                if column == 0:
+                    axes.legend(loc="upper right", fontsize=8.5)
+            figure.savefig(f"{picture}-{scheme}.svg", metadata={"Date": None}, facecolor=page)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--methods", default="weights,error,perturb", help=", ".join(METHODS))
+    parser.add_argument("--tokens", type=float, default=20e6, help="tokens of each curve (default: 20e6)")
+    parser.add_argument("--share", type=float, default=0.1, help="of entries moved by noise at the end (default: 0.1)")
+    parser.add_argument("--seeds", type=int, default=3, help="(default: 3)")
+    parser.add_argument("--layers", type=int, default=1, help="(default: 1)")
+    parser.add_argument("--width", type=int, default=64, help="(default: 64)")
+    parser.add_argument("--population", type=int, default=1024, help="(default: 1024)")
+    parser.add_argument("--train", default="data/python-stdlib_train.npy", help="training cache")
+    parser.add_argument("--valid", default="data/python-stdlib_valid.npy", help="validation cache")
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="JSON file for the curves")
+    parser.add_argument("--draw", type=Path, nargs="+", metavar="FILE", help="draw such files instead of training")
+    parser.add_argument("--picture", default="learning", help="name of the pictures, without ending")
+    options = parser.parse_args()
+    if options.draw:
+        parts = [json.loads(path.read_text()) for path in options.draw]
+        measured = {**parts[0], "curves": {name: part["curves"][name] for part in parts for name in part["curves"]}}
+        draw(measured, options.picture)
+    else:
+        measured = measure(options)
+        if options.output:
+            options.output.write_text(json.dumps(measured, indent=1) + "\n")
+    print(table(measured))
+
+
+if __name__ == "__main__":
+    main()
