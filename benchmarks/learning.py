@@ -4,9 +4,9 @@
     python benchmarks/learning.py --draw curves.json --picture docs/learning     # learning-light.svg, learning-dark.svg
 
 The methods: perturbed weights; nudged activations with head_rule error and perturb; and in floats by backpropagation
-the same minGRU (mingru) and a transformer, by Adam or SGD. All read the same lanes of --train (the quickstart's
-corpus by default). The evolution strategies count every member's tokens; backpropagation counts each lane's once, so its batch has
-as many lanes as the population has members. Seconds are of training alone, on all cores.
+the same minGRU (mingru) and a transformer, by Adam or SGD. All read the same lanes of --train (the quickstart's corpus
+by default). The evolution strategies count every member's tokens; backpropagation counts each lane's once, so its batch
+has as many lanes as the population has members. Seconds are of training alone, on all cores.
 """
 
 from __future__ import annotations
