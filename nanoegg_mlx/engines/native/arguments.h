@@ -194,8 +194,7 @@ struct PairInputs {
 
   PairInputs(const Shape& shape, const py::object& in, const py::object& out, const py::object& old,
              uint64_t first_pair) {
-    require(first_pair < (uint64_t)1 << 61,
-            "first_pair is " + std::to_string(first_pair) + "; it must be below 2^61.");
+    require(first_pair < (uint64_t)1 << 61, "first_pair is " + std::to_string(first_pair) + "; it must be below 2^61.");
     inputs = array_of<uint8_t>(in, "inputs", {-1, -1});
     check_bytes(inputs, "inputs", shape.vocab);
     targets = array_of<uint8_t>(out, "targets", {inputs.shape(0), inputs.shape(1)});

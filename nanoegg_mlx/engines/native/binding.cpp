@@ -222,9 +222,9 @@ PYBIND11_MODULE(_native, m) {
   m.def("logits", py_logits, py::arg("weights"), py::arg("inputs"), py::arg("states"), py::arg("noise") = nullptr,
         py::arg("first_member") = 0, py::arg("threads") = 0,
         "Logits (members, T, V) int8 and new states; arguments as in score().");
-  m.def("nudge", py_nudge, py::arg("weights"), py::arg("inputs"), py::arg("targets"), py::arg("states"),
-        py::arg("key"), py::arg("first_pair") = 0, py::arg("nudge") = 2, py::arg("head_nudge") = 0,
-        py::arg("credit_decay") = 12, py::arg("threads") = 0, py::arg("block") = 0,
+  m.def("nudge", py_nudge, py::arg("weights"), py::arg("inputs"), py::arg("targets"), py::arg("states"), py::arg("key"),
+        py::arg("first_pair") = 0, py::arg("nudge") = 2, py::arg("head_nudge") = 0, py::arg("credit_decay") = 12,
+        py::arg("threads") = 0, py::arg("block") = 0,
         "Scores of pairs first_pair, first_pair + 1, ... under nudged activations, and the sums of their votes "
         "(docs/activations.md).\n\n"
         "inputs, targets: (pairs, T) uint8. states: (2 pairs, L, D) int8, not changed.\n"

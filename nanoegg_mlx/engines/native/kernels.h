@@ -55,8 +55,8 @@ struct Block {
 };
 
 // What a block of pairs leaves for the votes. k = t pairs + p numbers its `count` pairs at tokens, kPad at a time:
-// `depth` is count rounded up to whole kPad. Matrices (entries, k) are packed in groups of k as weights are in groups of
-// inputs: `Panels` of products.h.
+// `depth` is count rounded up to whole kPad. Matrices (entries, k) are packed in groups of k as weights are in groups
+// of inputs: `Panels` of products.h.
 struct Kept {
   size_t count, depth;
   uint8_t* inputs;         // (all_inputs, depth), panels: the pairs' mean inputs X
@@ -80,19 +80,19 @@ struct PairBlock {
   Kept kept;
 
   // The core's own workspace.
-  size_t window;           // tokens whose coins are drawn at a time
-  uint64_t* words;         // (pairs, window, coin_blocks_per_token) coins; room for 16 more
-  int8_t* row;             // (padded(max(4 D, V)),) nudges of one member
-  int8_t* group;           // (kMaxGroup, all_inputs) inputs X of an unfinished group of k
-  int8_t* digits;          // (2, kMaxGroup, padded(V)) likewise low and high
-  int16_t* errors;         // (3, padded(V))
-  uint32_t* squares;       // (padded(V),)
+  size_t window;                    // tokens whose coins are drawn at a time
+  uint64_t* words;                  // (pairs, window, coin_blocks_per_token) coins; room for 16 more
+  int8_t* row;                      // (padded(max(4 D, V)),) nudges of one member
+  int8_t* group;                    // (kMaxGroup, all_inputs) inputs X of an unfinished group of k
+  int8_t* digits;                   // (2, kMaxGroup, padded(V)) likewise low and high
+  int16_t* errors;                  // (3, padded(V))
+  uint32_t* squares;                // (padded(V),)
   int32_t *differences, *following; // (tokens, pairs) d, and (pairs,)
 };
 constexpr size_t kMaxGroup = 8;
 
-// The parts of `run_block` and `run_pairs`, for tests that compare each with its scalar twin. Rows have padded() lengths with zero
-// padding.
+// The parts of `run_block` and `run_pairs`, for tests that compare each with its scalar twin. Rows have padded()
+// lengths with zero padding.
 struct Pieces {
   // out[i] = the truncated normal of the 23-bit m[i].
   void (*normals)(const uint32_t* m, size_t count, int8_t* out);

@@ -1,8 +1,8 @@
 // Learning from nudged activations on all threads: batches of blocks of pairs, and the sums of their votes.
 //
-// Notable: a batch runs in two phases. First every block takes its pairs through all their tokens and keeps their inputs
-// (nudge.h). Then each job sums some rows of some matrices over all blocks of the batch, with K = pairs x tokens, into
-// the one result. So sums need no copy for each thread, and the memory does not grow with the population.
+// Notable: a batch runs in two phases. First every block takes its pairs through all their tokens and keeps their
+// inputs (nudge.h). Then each job sums some rows of some matrices over all blocks of the batch, with K = pairs x
+// tokens, into the one result. So sums need no copy for each thread, and the memory does not grow with the population.
 #include <algorithm>
 #include <vector>
 
@@ -62,8 +62,8 @@ Buffer nudge_row(int nudge, int size) {
 struct Matrix {
   int leaf, node, input;
 };
-constexpr Matrix kMatrices[] = {{kWf, kNodeF, kInputY}, {kUf, kNodeF, kInputState}, {kWh, kNodeC, kInputY},
-                                {kUh, kNodeC, kInputG}, {kMlp0, kNodeA, kInputQ},   {kMlp1, kNodeB, kInputA},
+constexpr Matrix kMatrices[] = {{kWf, kNodeF, kInputY},     {kUf, kNodeF, kInputState}, {kWh, kNodeC, kInputY},
+                                {kUh, kNodeC, kInputG},     {kMlp0, kNodeA, kInputQ},   {kMlp1, kNodeB, kInputA},
                                 {kHead, kNodeHead, kInputY}};
 
 // A part of the sums that one thread computes over all blocks of a batch.

@@ -138,8 +138,7 @@ struct NudgedNetwork {
     network.normalise(b.x, kLn2, i);
     keep(t, kInputQ, i, b.y);
     network.product(kMlp0, i, b.y, b.mid);
-    for (int m = 0; m < b.members; m++)
-      add(b.mid + m * hidden, nudges(t, m, kNodeA, i, p.hidden_nudges), hidden);
+    for (int m = 0; m < b.members; m++) add(b.mid + m * hidden, nudges(t, m, kNodeA, i, p.hidden_nudges), hidden);
     keep(t, kInputA, i, b.mid);
     network.product(kMlp1, i, b.mid, b.y);
     for (int m = 0; m < b.members; m++)

@@ -1,8 +1,8 @@
 // Packing of what a block of pairs leaves for the votes, and the sums over it (docs/activations.md, "Votes").
 //
-// Notable: a vote is an int8 product with K = pairs x tokens. Both its factors are packed in groups of k, as dot products
-// read them, at the moment when they are computed: nothing is transposed. The coins are kept as bits and become rows of
-// w xi, a chunk of 64 entries and some thousand k at a time, just before the products that read them.
+// Notable: a vote is an int8 product with K = pairs x tokens. Both its factors are packed in groups of k, as dot
+// products read them, at the moment when they are computed: nothing is transposed. The coins are kept as bits and
+// become rows of w xi, a chunk of 64 entries and some thousand k at a time, just before the products that read them.
 #pragma once
 
 #include "arithmetic.h"
@@ -53,13 +53,13 @@ inline void pack_rows(const int8_t* group, size_t stride, int entries, size_t de
     interleave(group + n, stride, 0, (uint8_t*)packed + n * depth + g * kPad * Tile::kGroup);
 }
 
-// out = (even + odd) >> 1. With all bits but the sign inverted this is an unsigned mean that rounds up, which is one
-// instruction.
+// out = (even + odd) >> 1, in bytes: as unsigned numbers (with the sign bit inverted) what both share, and half of
+// where they differ. (GCC 12 miscompiles the usual idiom of a mean of bytes on Arm.)
 inline void mean(const int8_t* __restrict even, const int8_t* __restrict odd, size_t n, int8_t* __restrict out) {
   for (; n; n -= kPad, even += kPad, odd += kPad, out += kPad) {
     for (size_t j = 0; j < kPad; j++) {
-      const uint8_t a = (uint8_t)even[j] ^ 0x7F, b = (uint8_t)odd[j] ^ 0x7F;
-      out[j] = (int8_t)((uint8_t)((a + b + 1) >> 1) ^ 0x7F);
+      const uint8_t a = (uint8_t)even[j] ^ 0x80, b = (uint8_t)odd[j] ^ 0x80;
+      out[j] = (int8_t)((uint8_t)((a & b) + ((uint8_t)(a ^ b) >> 1)) ^ 0x80);
     }
   }
 }

@@ -1,10 +1,10 @@
 // The names of the leaves, and the tables of tables.h, made when the library is loaded.
 //
 // Notable: the steps of the normal come from core/normal_thresholds.json (write_normal_steps.py makes normal_steps.h of
-// it when the library is built), EXP2, LOG2 and POW2 from exact integers. A draw m in [0, 2^23) is looked up by its distance
-// t to the nearer end of the range, because the steps lie densely there. The bucket is the exponent and five bits of
-// mantissa of float(t + 1). No bucket holds more than one step (checked when the table is made), so an entry is that
-// step's place in the bucket and the values on its two sides.
+// it when the library is built), EXP2, LOG2 and POW2 from exact integers. A draw m in [0, 2^23) is looked up by its
+// distance t to the nearer end of the range, because the steps lie densely there. The bucket is the exponent and five
+// bits of mantissa of float(t + 1). No bucket holds more than one step (checked when the table is made), so an entry is
+// that step's place in the bucket and the values on its two sides.
 #include "tables.h"
 
 #include <algorithm>
