@@ -64,6 +64,9 @@ def run(options: argparse.Namespace) -> int:
         row = json.loads(measured.stdout)
         rows.append(row)
         print(bench.line(row), flush=True)
+        if (times := bench.times_weights(row, rows)) is not None:
+            row["times_weights"] = times
+            print(bench.weights_line(row), flush=True)
         if reference:
             row["reference_tokens_per_second"] = reference
             row["times_reference"] = row["tokens_per_second"] / reference

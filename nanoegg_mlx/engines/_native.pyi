@@ -40,6 +40,19 @@ def logits(
     first_member: int = 0,
     threads: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]: ...
+def nudge(
+    weights: Weights,
+    inputs: np.ndarray,
+    targets: np.ndarray,
+    states: np.ndarray,
+    key: tuple[int, int],
+    first_pair: int = 0,
+    nudge: int = 2,
+    head_nudge: int = 0,
+    credit_decay: int = 12,
+    threads: int = 0,
+    block: int = 0,
+) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray], dict[str, np.ndarray]]: ...
 def update(
     params: dict[str, np.ndarray],
     noise: Noise,

@@ -10,19 +10,19 @@ import mlx.core as mx
 import numpy as np
 
 from nanoegg_mlx.config import Config
-from nanoegg_mlx.core.activations import Nudged
+from nanoegg_mlx.core.activations import Moments, Nudged
+from nanoegg_mlx.core.coins import coin_key
 from nanoegg_mlx.core.noise import leaf_bases
 from nanoegg_mlx.core.params import Params, leaves
 from nanoegg_mlx.core.rng import key
 from nanoegg_mlx.core.score import Scored
 from nanoegg_mlx.core.update import vote_bound, vote_dtype
 from nanoegg_mlx.engines import _native
-from nanoegg_mlx.engines.mlx import MLXEngine
 from nanoegg_mlx.errors import InputError
 
 
 class CPUEngine:
-    """`score`, `logits` and `update` of `engines.Engine`, in native code on `config.threads` threads."""
+    """`engines.Engine` in native code on `config.threads` threads."""
 
     name = "cpu"
 
@@ -65,7 +65,21 @@ class CPUEngine:
     def nudge(
         self, params: Params, members: range, epoch: int, inputs: np.ndarray, targets: np.ndarray, states: np.ndarray
     ) -> Nudged:
-        return MLXEngine(self.config).nudge(params, members, epoch, inputs, targets, states)
+        config = self.config
+        scores, new_states, Z, S = _native.nudge(
+            _native.Weights(_as_numpy(params)),
+            np.ascontiguousarray(inputs),
+            np.ascontiguousarray(targets),
+            np.ascontiguousarray(states),
+            key=tuple(np.array(coin_key(config, epoch)).tolist()),
+            first_pair=members.start // 2,
+            nudge=config.nudge,
+            head_nudge=config.head_nudge if config.head_rule == "perturb" else 0,
+            credit_decay=config.credit_decay,
+            threads=config.threads,
+            block=config.chunk,
+        )
+        return Nudged(scores, new_states, Moments(_as_mlx(Z), _as_mlx(S)))
 
     def update(self, params: Params, fitness: np.ndarray, epoch: int) -> Params:
         updated = _native.update(
@@ -124,3 +138,8 @@ def instruction_sets() -> _native.Info:
 
 def _as_numpy(params: Params) -> dict[str, np.ndarray]:
     return {name: np.array(value) for name, value in params.items()}
+
+
+def _as_mlx(sums: dict[str, np.ndarray]) -> dict[str, mx.array]:
+    """Empties `sums`: each array is freed when it was copied."""
+    return {name: mx.array(sums.pop(name)) for name in list(sums)}

@@ -37,6 +37,7 @@ class Case:
     population: int
     tokens: int
     validation: bool = False
+    perturb: str = "weights"
 
     def config(self, engine: str, threads: int) -> Config:
         """Returns the config of the case. Raises InputError for an engine or a number of threads out of range."""
@@ -46,6 +47,7 @@ class Case:
             population=self.population,
             tokens_per_update=self.tokens,
             validation_batch_size=self.population,
+            perturb=self.perturb,
             engine=engine,
             threads=threads,
         )
@@ -65,8 +67,10 @@ CASES = [
     Case("default model", *DEFAULT, 256, 100),
     Case("default model, population 1024", *DEFAULT, 1024, 100),
     Case("default model, population 4096", *DEFAULT, 4096, 100),
+    Case("default model, activations", *DEFAULT, 1024, 100, perturb="activations"),
     Case("default model, validation", *DEFAULT, 1024, 100, validation=True),
     Case("1 layer, 64 wide", *SMALL, 4096, 50),
+    Case("1 layer, 64 wide, activations", *SMALL, 4096, 50, perturb="activations"),
     Case("1 layer, 64 wide, validation", *SMALL, 4096, 50, validation=True),
 ]
 SCALING = [
@@ -80,6 +84,13 @@ SCALING = [
 def multiply_adds(n_layer: int, n_embd: int, vocab_size: int = 256) -> int:
     """Returns the int8 multiply-adds of the weight matrices for one token of one member."""
     return n_layer * 12 * n_embd**2 + vocab_size * n_embd
+
+
+def products(case: Case) -> float:
+    """Returns the int8 multiply-adds of an epoch that depend on the model: with nudged activations 1.5 times those of
+    the forward pass, since the votes are one product of the same size for each pair."""
+    forward = case.population * case.tokens * multiply_adds(case.n_layer, case.n_embd)
+    return forward * (1.5 if case.perturb == "activations" else 1.0)
 
 
 def measure(case: Case, epoch: Callable[[], float], config: Config, repeats: int) -> dict[str, Any]:
@@ -106,9 +117,9 @@ def measure(case: Case, epoch: Callable[[], float], config: Config, repeats: int
         seconds.append(time.perf_counter() - started)
         peaks.append(_peak(engine, config.threads))
 
-    products = case.population * case.tokens * multiply_adds(case.n_layer, case.n_embd)
+    work = products(case)
     shares = [
-        2 * products / of_epoch / (before + after)
+        2 * work / of_epoch / (before + after)
         for of_epoch, (before, after) in zip(seconds, pairwise(peaks), strict=True)
         if before
     ]
@@ -116,7 +127,7 @@ def measure(case: Case, epoch: Callable[[], float], config: Config, repeats: int
         **asdict(case),
         "engine": engine,
         "tokens_per_second": case.population * case.tokens / statistics.median(seconds),
-        "multiply_adds_per_second": products / statistics.median(seconds),
+        "multiply_adds_per_second": work / statistics.median(seconds),
         "milliseconds": 1e3 * statistics.median(seconds),
         "update_share": statistics.median(update_shares),
         "resident_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -189,3 +200,19 @@ def reference_line(row: dict[str, Any]) -> str:
         f"{'  reference command':<32}{row['n_layer']:>7}{row['n_embd']:>6}{row['population']:>8}{row['tokens']:>7}"
         f"{row['reference_tokens_per_second']:>12,.0f}   the case above is {row['times_reference']:,.1f} times as fast"
     )
+
+
+def times_weights(row: dict[str, Any], rows: list[dict[str, Any]]) -> float | None:
+    """Returns tokens/s of a case of nudged activations over those of perturbed weights on the same model and
+    population, each relative to its own peak; None where `rows` has no such case."""
+    same = ("n_layer", "n_embd", "population", "tokens", "validation")
+    for other in rows:
+        if row["perturb"] == "activations" != other["perturb"] and all(row[name] == other[name] for name in same):
+            rates = [figures["tokens_per_second"] / (figures["peak"] or 1.0) for figures in (row, other)]
+            return float(rates[0] / rates[1])
+    return None
+
+
+def weights_line(row: dict[str, Any]) -> str:
+    """Formats the comparison with perturbed weights as a row below that of its case."""
+    return f"{'  beside perturbed weights':<32}{row['times_weights']:>38.2f} times the tokens/s, at equal peaks"

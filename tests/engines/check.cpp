@@ -12,7 +12,6 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <fstream>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -33,36 +32,6 @@ void check(bool ok, const std::string& what) {
 }
 
 namespace {
-
-struct Reader {
-  std::ifstream file;
-  explicit Reader(const char* path) : file(path, std::ios::binary) {
-    if (read<char>(8) != std::vector<char>{'e', 'g', 'g', 'c', 'a', 's', 'e', 's'})
-      throw std::runtime_error(std::string(path) + " cannot be read or holds no cases");
-  }
-  template <class T>
-  std::vector<T> read(size_t count) {
-    std::vector<T> values(count);
-    if (!file.read(reinterpret_cast<char*>(values.data()), (std::streamsize)(count * sizeof(T))))
-      throw std::runtime_error("the cases end too early");
-    return values;
-  }
-  int64_t number() { return read<int64_t>(1)[0]; }
-};
-
-using Leaves = std::vector<std::vector<int8_t>>;
-Leaves read_leaves(Reader& in, const Shape& s) {
-  Leaves leaves;
-  for (int leaf = 0; leaf < kLeaves; leaf++)
-    leaves.push_back(in.read<int8_t>((size_t)leaf_layers(s, leaf) * leaf_rows(s, leaf) * leaf_cols(s, leaf)));
-  return leaves;
-}
-template <class P, class L>
-std::vector<P> pointers(L& leaves) {
-  std::vector<P> list;
-  for (auto& leaf : leaves) list.push_back(leaf.data());
-  return list;
-}
 
 struct Epoch {
   std::vector<std::vector<uint32_t>> bases;
@@ -196,6 +165,7 @@ int main(int count, char** arguments) {
       for (const Isa* const* isa = available_isas(); *isa; isa++, turn++)
         replay(**isa, run, 1 + turn % 3, std::vector<int>{0, 2, 4, 64}[turn % 4]);
     }
+    check_nudge_cases(in);
     for (const Isa* const* isa = available_isas(); *isa; isa++) check_kernels(**isa);
   } catch (const std::exception& error) {
     std::printf("FAILED: %s\n", error.what());

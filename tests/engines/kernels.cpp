@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "naive.h"
+#include "naive_nudge.h"
 #include "parallel.h"
 #include "tables.h"
 #include "weights.h"
@@ -129,6 +130,95 @@ void recur(const char* isa, const int8_t* rows, int width, int8_t* out) {
   std::copy_n(row(5), width, out + width);
 }
 
+void coins(const char* isa, uint32_t hi, uint32_t lo, uint64_t first, size_t count, uint64_t* words) {
+  const Isa* fast = find(isa);
+  std::vector<uint64_t> room(count + 15);
+  (fast ? fast->pieces.coins : naive::coins)({hi, lo}, first, count, room.data());
+  std::copy_n(room.begin(), count, words);
+}
+
+void flip(const char* isa, const uint64_t* words, int inverted, size_t n, const int8_t* v, int8_t* out) {
+  const Isa* fast = find(isa);
+  (fast ? fast->pieces.flip : naive::flip)(words, inverted, n, v, out);
+}
+
+// rows (5, width): fa, fb, bf, e, h; out (2, width): fa, g.
+void gate_nudged(const char* isa, const int8_t* rows, int width, int8_t* out) {
+  const Isa* fast = find(isa);
+  const Buffer in = pad_rows(rows, 5, width), g(padded(width));
+  const auto row = [&](int i) { return in.as<int8_t>() + i * padded(width); };
+  (fast ? fast->pieces.gate_nudged : naive::gate_nudged)(row(0), row(1), row(2), row(3), row(4), width, g.as<int8_t>());
+  unpad_rows(in, 1, width, out);
+  unpad_rows(g, 1, width, out + width);
+}
+
+// rows (7, width): ca, cb, bh, e, fa, h, x; out (2, width): h, x.
+void recur_nudged(const char* isa, const int8_t* rows, int width, int8_t* out) {
+  const Isa* fast = find(isa);
+  const Buffer in = pad_rows(rows, 7, width);
+  const auto row = [&](int i) { return in.as<int8_t>() + i * padded(width); };
+  (fast ? fast->pieces.recur_nudged : naive::recur_nudged)(row(0), row(1), row(2), row(3), row(4), width, row(5),
+                                                           row(6));
+  std::copy_n(row(5), width, out);
+  std::copy_n(row(6), width, out + width);
+}
+
+// rows (3, width): x, y, e; out (width,).
+void add_nudged(const char* isa, const int8_t* rows, int width, int8_t* out) {
+  const Isa* fast = find(isa);
+  const Buffer in = pad_rows(rows, 3, width);
+  const auto row = [&](int i) { return in.as<int8_t>() + i * padded(width); };
+  (fast ? fast->pieces.add_nudged : naive::add_nudged)(row(0), row(1), row(2), padded(width));
+  unpad_rows(in, 1, width, out);
+}
+
+// logits (2, vocab) of a pair; log2 (2,): LOG2 of their sums of EXP2.
+void head_errors(const char* isa, const int8_t* logits, int vocab, const int32_t* log2, int target, int16_t* out) {
+  const Isa* fast = find(isa);
+  if (!fast) return naive::head_errors(logits, logits + vocab, vocab, target, out);
+  const Buffer rows = pad_rows(logits, 2, vocab);
+  std::vector<int16_t> errors(3 * padded(vocab));
+  fast->pieces.head_errors(rows.as<int8_t>(), rows.as<int8_t>() + padded(vocab), vocab, log2, target, errors.data());
+  std::copy_n(errors.begin(), vocab, out);
+}
+
+// d (tokens, pairs); out (2, tokens, pairs): own, later.
+void credit(const char* isa, const int32_t* d, size_t tokens, int pairs, int decay, int8_t* out) {
+  const Isa* fast = find(isa);
+  int8_t* later = out + tokens * pairs;
+  if (!fast) return naive::credit(d, tokens, pairs, decay, out, later);
+  std::vector<int32_t> following(pairs);
+  fast->pieces.credit(d, tokens, pairs, decay, following.data(), out, later);
+}
+
+// Sums over count k: coins (count,), w (count,), bytes (count,) and x (count, entries) -> z (n, entries), s (entries,)
+// and by_byte (256, n).
+void vote_sums(const char* isa, const uint64_t* coins, const int8_t* w, const uint8_t* bytes, const int8_t* x,
+               size_t count, int entries, int n, int64_t* z, int64_t* s, int64_t* by_byte) {
+  const Isa* fast = find(isa);
+  if (!fast) {
+    std::vector<int32_t> a, b(x, x + count * entries), credit(w, w + count);
+    for (size_t k = 0; k < count; k++) {
+      for (int i = 0; i < n; i++) a.push_back(coins[k] >> i & 1 ? w[k] : -w[k]);
+      for (int i = 0; i < n; i++) by_byte[bytes[k] * n + i] += a[k * n + i];
+    }
+    naive::sum_products(a.data(), b.data(), count, n, entries, z);
+    return naive::sum_squares(credit.data(), b.data(), count, entries, s);
+  }
+  const size_t depth = padded(count);
+  const Buffer rows = pad_rows(x, count, entries), packed(depth * padded(entries)), words(depth * sizeof *coins),
+               credit = pad_rows(w, 1, count), a(depth * kPad);
+  std::copy_n(coins, count, words.as<uint64_t>());
+  fast->pack_columns(rows.as<int8_t>(), padded(entries), (int)count, entries, packed.data());
+  // pack_columns ends at the last group that holds a k.
+  const size_t filled = (count + fast->group - 1) / fast->group * fast->group;
+  int32_t totals[kPad];
+  fast->sums.coin_rows(words.as<uint64_t>(), credit.as<int8_t>(), count, a.as<int8_t>(), totals);
+  fast->sums.products(a.as<int8_t>(), totals, 0, n, packed.data(), entries, filled, 0, count, 1, z);
+  fast->sums.squares(packed.data(), entries, filled, count, credit.as<int8_t>(), s);
+  fast->sums.by_byte(words.as<uint64_t>(), credit.as<int8_t>(), bytes, count, n, n, by_byte);
+}
+
 int32_t log_likelihood(const char* isa, const int8_t* logits, int vocab, int target) {
   const Isa* fast = find(isa);
   return (fast ? fast->pieces.log_likelihood : naive::log_likelihood)(logits, vocab, target);
@@ -140,6 +230,7 @@ void move(const char* isa, const int64_t* z, size_t n, const int8_t* old, int64_
 }
 
 int32_t log2_table(uint32_t s) { return log2_sixteenths(s); }
+int32_t pow2_entry(int i) { return pow2_table[i]; }
 int32_t exp2_entry(int i) { return exp2_table[i]; }
 int quota(const char* root) { return cgroup_cpus(root); }
 

@@ -30,7 +30,14 @@ from tests.engines.inputs import native
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 NATIVE = ROOT / "nanoegg_mlx/engines/native"
-SOURCES = [HERE / "kernels.cpp", HERE / "naive.cpp", NATIVE / "cpus.cpp", NATIVE / "tables.cpp", NATIVE / "weights.cpp"]
+SOURCES = [
+    HERE / "kernels.cpp",
+    HERE / "naive.cpp",
+    HERE / "naive_nudge.cpp",
+    NATIVE / "cpus.cpp",
+    NATIVE / "tables.cpp",
+    NATIVE / "weights.cpp",
+]
 FLAGS = ["-std=c++17", "-O1", "-g0", "-fPIC", "-fvisibility=default", "-w"]
 
 
@@ -142,6 +149,67 @@ def recur(
     return out
 
 
+def coins(key: tuple[int, int], first: int, count: int, isa: str) -> np.ndarray:
+    """Threefry blocks as uint64, the first word in the low half."""
+    out = np.empty(count, np.uint64)
+    _call("coins", isa, *map(ctypes.c_uint32, key), ctypes.c_uint64(first), ctypes.c_size_t(count), out)
+    return out
+
+
+def flip(words: np.ndarray, v: np.ndarray, isa: str, inverted: bool = False) -> np.ndarray:
+    """`v` (64 words,) int8 with the signs of the words' bits."""
+    out = np.empty_like(v)
+    size = ctypes.c_size_t(len(v))
+    _call("flip", isa, _checked(words, np.uint64), int(inverted), size, _checked(v, np.int8), out)
+    return out
+
+
+def gate_nudged(
+    fa: np.ndarray, fb: np.ndarray, bf: np.ndarray, e: np.ndarray, h: np.ndarray, isa: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """The new fa, and g."""
+    rows, out = np.stack([fa, fb, bf, e, h]), np.empty((2, len(fa)), np.int8)
+    _call("gate_nudged", isa, _checked(rows, np.int8), len(fa), out)
+    return out[0], out[1]
+
+
+def recur_nudged(*rows: np.ndarray, isa: str) -> tuple[np.ndarray, np.ndarray]:
+    """Of ca, cb, bh, e, fa, h, x: the new h, and the new x."""
+    out = np.empty((2, len(rows[0])), np.int8)
+    _call("recur_nudged", isa, _checked(np.stack(rows), np.int8), len(rows[0]), out)
+    return out[0], out[1]
+
+
+def add_nudged(x: np.ndarray, y: np.ndarray, e: np.ndarray, isa: str) -> np.ndarray:
+    out = np.empty_like(x)
+    _call("add_nudged", isa, _checked(np.stack([x, y, e]), np.int8), len(x), out)
+    return out
+
+
+def head_errors(logits: np.ndarray, log2: np.ndarray, target: int, isa: str) -> np.ndarray:
+    """Mean errors of a pair's logits (2, V) int8; log2 (2,) int32 of their sums of EXP2."""
+    out = np.empty(logits.shape[1], np.int16)
+    _call("head_errors", isa, _checked(logits, np.int8), len(out), _checked(log2, np.int32), target, out)
+    return out
+
+
+def credit(d: np.ndarray, decay: int, isa: str) -> np.ndarray:
+    """clip(d) and clip(R) of d (T, P) int32: (2, T, P) int8."""
+    out = np.empty((2, *d.shape), np.int8)
+    _call("credit", isa, _checked(d, np.int32), ctypes.c_size_t(d.shape[0]), d.shape[1], decay, out)
+    return out
+
+
+def vote_sums(
+    words: np.ndarray, w: np.ndarray, byte: np.ndarray, x: np.ndarray, n: int, isa: str
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of coins (K,) uint64, w (K,), bytes (K,) and inputs (K, entries): Z (n, entries), S, and Z by byte (256, n)."""
+    Z, S, by_byte = (np.zeros(shape, np.int64) for shape in ((n, x.shape[1]), x.shape[1], (256, n)))
+    given = (_checked(words, np.uint64), _checked(w, np.int8), _checked(byte, np.uint8), _checked(x, np.int8))
+    _call("vote_sums", isa, *given, ctypes.c_size_t(len(w)), x.shape[1], n, Z, S, by_byte)
+    return Z, S, by_byte
+
+
 def log_likelihood(logits: np.ndarray, target: int, isa: str) -> int:
     return _call("log_likelihood", isa, _checked(logits, np.int8), len(logits), target)
 
@@ -160,6 +228,10 @@ def log2_table(s: int) -> int:
 
 def exp2_entry(i: int) -> int:
     return _library().exp2_entry(i)
+
+
+def pow2_entry(k: int) -> int:
+    return _library().pow2_entry(k)
 
 
 def cgroup_cpus(root: str = "") -> int:

@@ -26,7 +26,7 @@ int32_t sign(int32_t v) { return (v > 0) - (v < 0); }
 
 } // namespace
 
-uint32_t random_bits(Key key, uint64_t index) {
+void random_block(Key key, uint64_t index, uint32_t* words) {
   static const int rotations[2][4] = {{13, 15, 26, 6}, {17, 29, 16, 24}};
   const uint32_t keys[3] = {key.hi, key.lo, key.hi ^ key.lo ^ 0x1BD11BDAu};
   uint32_t x0 = (uint32_t)(index >> 32) + keys[0], x1 = (uint32_t)index + keys[1];
@@ -38,7 +38,13 @@ uint32_t random_bits(Key key, uint64_t index) {
     x0 += keys[(group + 1) % 3];
     x1 += keys[(group + 2) % 3] + group + 1;
   }
-  return (x0 ^ x1) >> 9;
+  words[0] = x0, words[1] = x1;
+}
+
+uint32_t random_bits(Key key, uint64_t index) {
+  uint32_t words[2];
+  random_block(key, index, words);
+  return (words[0] ^ words[1]) >> 9;
 }
 
 int8_t normal(uint32_t m) {

@@ -11,7 +11,8 @@ namespace nanoegg::naive {
 
 using Params = const int8_t* const*; // [leaf] -> the leaf's bytes in C order, layers first
 
-uint32_t random_bits(Key key, uint64_t index); // the 23-bit draw m
+void random_block(Key key, uint64_t index, uint32_t* words); // Threefry's two words
+uint32_t random_bits(Key key, uint64_t index);               // the 23-bit draw m
 int8_t normal(uint32_t m);
 void draw(Key key, uint32_t start, size_t count, int8_t* out);
 

@@ -28,14 +28,17 @@ BASES = [np.arange(2 if leaf < 10 else 1, dtype=np.uint32) for leaf in range(13)
 LEAVES = list(PARAMS)
 
 
+NUDGED = {"inputs": TOKENS, "targets": TOKENS, "states": numbers(rng, 6, 2, 6), "key": (1, 2)}
 CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "score": (native.score, {"weights": WEIGHTS, "inputs": TOKENS, "targets": TOKENS, "states": STATES}),
     "logits": (native.logits, {"weights": WEIGHTS, "inputs": TOKENS, "states": STATES}),
+    "nudge": (native.nudge, {"weights": WEIGHTS, **NUDGED}),
     "update": (native.update, {"params": PARAMS, "noise": NOISE, "fitness": FITNESS, "bound": 3}),
     "votes": (native.votes, {"params": PARAMS, "noise": NOISE, "fitness": FITNESS}),
 }
 FREE = {
     ("logits", "inputs", 1),
+    ("nudge", "inputs", 1),
     ("update", "fitness", 0),
     ("votes", "fitness", 0),
 }
@@ -137,7 +140,7 @@ def test_bases(leaf: int) -> None:
             native.Noise((1, 2), bases)
 
 
-@pytest.mark.parametrize("call", ["score", "logits"])
+@pytest.mark.parametrize("call", ["score", "logits", "nudge"])
 def test_bytes_outside_the_vocabulary(call: str) -> None:
     function, arguments = CALLS[call]
     for name in ("inputs", "targets"):
@@ -167,6 +170,20 @@ def test_bytes_outside_the_vocabulary(call: str) -> None:
         ("score", "noise", "noise", TypeError, ""),
         ("score", "weights", PARAMS, TypeError, ""),
         ("score", "weights", None, TypeError, ""),
+        ("nudge", "targets", None, TypeError, "targets is a NoneType; it must be a NumPy array"),
+        ("nudge", "threads", -1, ValueError, "threads is .*; it must be 0 to 4096"),
+        ("nudge", "block", -1, ValueError, "block is -1; it must not be negative"),
+        ("nudge", "first_pair", 2**61, ValueError, "first_pair is 2305843009213693952; it must be below 2\\^61"),
+        ("nudge", "first_pair", -1, TypeError, ""),
+        ("nudge", "nudge", 0, ValueError, "nudge is 0; it must be 1 to 64"),
+        ("nudge", "nudge", 65, ValueError, "nudge is 65; it must be 1 to 64"),
+        ("nudge", "head_nudge", -1, ValueError, "head_nudge is -1; it must be 0 to 64"),
+        ("nudge", "head_nudge", 65, ValueError, "head_nudge is 65; it must be 0 to 64"),
+        ("nudge", "credit_decay", -1, ValueError, "credit_decay is -1; it must be 0 to 15"),
+        ("nudge", "credit_decay", 16, ValueError, "credit_decay is 16; it must be 0 to 15"),
+        ("nudge", "key", (1,), TypeError, ""),
+        ("nudge", "key", (1, 2**32), TypeError, ""),
+        ("nudge", "weights", PARAMS, TypeError, ""),
         ("logits", "threads", -1, ValueError, "threads is .*; it must be 0 to 4096"),
         ("update", "noise", None, TypeError, ""),
         ("update", "bound", 2**63, TypeError, ""),
@@ -220,6 +237,10 @@ def test_nothing_to_do() -> None:
     scores, states = native.score(WEIGHTS, nothing, nothing, STATES, noise=NOISE)
     assert (scores == 0).all() and np.array_equal(states, STATES)
     assert native.logits(WEIGHTS, nothing, STATES)[0].shape == (3, 0, 11)
+    for tokens, before in ((TOKENS[:0], STATES[:0]), (nothing, NUDGED["states"])):
+        scores, states, Z, S = native.nudge(WEIGHTS, tokens, tokens, before, key=(1, 2))
+        assert (scores == 0).all() and len(scores) == len(before) and np.array_equal(states, before)
+        assert not any(sums.any() for part in (Z, S) for sums in part.values())
     updated = native.update(PARAMS, NOISE, FITNESS[:0], 1)
     assert all(np.array_equal(updated[name], value) for name, value in PARAMS.items())
 

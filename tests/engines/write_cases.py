@@ -11,6 +11,12 @@ checks them against the digests. Little-endian, all numbers int64 unless stated 
     each epoch: bases of the 13 leaves uint32 (one a layer); bound; inputs and targets (N/G, T) uint8;
         scores (N,); fitness (N/2,) int8; states (N, L, D) int8; 13 leaves int8
     rows B and tokens m of a validation (0 0: none); inputs and targets (B, m) uint8; scores (B,)
+
+Then the number of calls of `nudge`, whose expected results are the MLX engine's, and each:
+
+    length and bytes of its name; V D L; two words of the epoch's key; nudge, head_nudge (0: head_rule "error"),
+    credit_decay; first pair, pairs P, tokens T; 13 leaves int8; inputs and targets (P, T) uint8;
+    states before (2 P, L, D) int8; scores (2 P,); states after; Z and S of core.activations.Moments in their order
 """
 
 from __future__ import annotations
@@ -21,20 +27,31 @@ import sys
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import mlx.core as mx
 import numpy as np
 
-from nanoegg_mlx import Config, Trainer, validate
+from nanoegg_mlx import Config, Trainer, init_params, validate
+from nanoegg_mlx.core.coins import coin_key
+from nanoegg_mlx.engines import make_engine
 from tests import oracle
 from tests.oracle import Oracle
 from tests.test_oracle import CASES, TINY, text
 from tests.traces import NAMES, Trace, sha256
 
+NUDGED: list[dict[str, Any]] = [
+    {"n_layer": 1, "n_embd": 1, "vocab_size": 5, "population": 4, "tokens_per_update": 3},
+    {"n_layer": 2, "n_embd": 33, "vocab_size": 130, "population": 16, "tokens_per_update": 20},
+    {"n_layer": 3, "n_embd": 65, "population": 10, "tokens_per_update": 7, "head_rule": "perturb", "nudge": 64},
+    {"n_layer": 1, "n_embd": 64, "population": 40, "tokens_per_update": 12, "credit_decay": 15},
+    {"n_layer": 1, "n_embd": 130, "population": 6, "tokens_per_update": 9, "head_rule": "perturb", "head_nudge": 9},
+]
+"""Configurations of nudged calls."""
 EPOCHS = 3
 """Of a recorded trace, at most. Large models get one epoch and no validation, because an emulator is slow."""
 
 
 def main(path: Path) -> None:
-    """Writes the recorded traces, then the oracle's cases."""
+    """Writes the recorded traces, the oracle's cases, and nudged calls."""
     with path.open("wb") as file:
         file.write(b"eggcases")
         numbers(file, len(NAMES) + len(CASES))
@@ -42,6 +59,9 @@ def main(path: Path) -> None:
             write_trace(file, name)
         for name, changes in CASES.items():
             write_oracle(file, name, Config(**{**TINY, **changes}))
+        numbers(file, len(NUDGED))
+        for number, changes in enumerate(NUDGED):
+            write_nudged(file, f"nudge {number}", Config(**changes, perturb="activations", engine="mlx"), number)
 
 
 def write_trace(file: BinaryIO, name: str) -> None:
@@ -78,6 +98,33 @@ def write_oracle(file: BinaryIO, name: str, config: Config) -> None:
         write_epoch(file, config, epoch, tokens, scores, fitness, run.states, run.params)
     valid = text(config, 32, 4)
     write_validation(file, config, valid, oracle.validate(config, run.params, valid)[0])
+
+
+def write_nudged(file: BinaryIO, name: str, config: Config, seed: int) -> None:
+    """A call of `nudge` with random parameters, text with zero bytes, and states, for all pairs but the first."""
+    rng = np.random.default_rng(seed)
+    params = {
+        leaf: mx.array(rng.integers(-127, 128, value.shape), dtype=mx.int8)
+        for leaf, value in init_params(config).items()
+    }
+    members = range(2, config.population)
+    text = rng.integers(0, config.vocab_size, (2, len(members) // 2, config.tokens_per_update)).astype(np.uint8)
+    text[0][rng.random(text[0].shape) < 0.1] = 0
+    states = rng.integers(-127, 128, (len(members), config.n_layer, config.n_embd)).astype(np.int8)
+    epoch = 3
+    nudged = make_engine(config).nudge(params, members, epoch, text[0], text[1], states)
+    numbers(file, len(name.encode()))
+    file.write(name.encode())
+    numbers(file, config.vocab_size, config.n_embd, config.n_layer, *np.array(coin_key(config, epoch)).tolist())
+    numbers(file, config.nudge, config.head_nudge if config.head_rule == "perturb" else 0, config.credit_decay)
+    numbers(file, 1, len(members) // 2, config.tokens_per_update)
+    arrays(file, np.int8, *params.values())
+    arrays(file, np.uint8, *text)
+    arrays(file, np.int8, states)
+    arrays(file, np.int64, nudged.scores)
+    arrays(file, np.int8, nudged.states)
+    for sums in nudged.sums:
+        arrays(file, np.int64, *sums.values())
 
 
 def write_head(file: BinaryIO, name: str, config: Config, epochs: int, params: Any) -> None:

@@ -75,6 +75,21 @@ def test_table(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert " 46 " in reference and f"{rows[0]['times_reference']:,.1f} times" in reference
 
 
+def test_activations_are_compared_with_weights() -> None:
+    nudged = bench.Case("tiny, activations", 1, 8, 4, 5, perturb="activations")
+    assert bench.products(nudged) == 1.5 * bench.products(TINY) == 1.5 * 20 * 2816
+    assert nudged.config("mlx", 0).perturb == "activations"
+    rows = [
+        {**asdict(case), "tokens_per_second": rate, "peak": peak}
+        for case, rate, peak in ((VALIDATION, 1.0, 1.0), (TINY, 100.0, 1000.0), (nudged, 30.0, 500.0))
+    ]
+    assert [bench.times_weights(row, rows) for row in rows] == [None, None, 0.6]
+    assert bench.weights_line({"times_weights": 0.6}).endswith(" 0.60 times the tokens/s, at equal peaks")
+    assert bench.times_weights({**rows[2], "population": 6}, rows) is None
+    without = [{**row, "peak": None} for row in rows]
+    assert bench.times_weights(without[2], without) == 0.3
+
+
 def test_a_case_imports_no_other_command() -> None:
     """Resident memory is a result: the process of a case must not load the packages of other commands."""
     case = json.dumps(asdict(VALIDATION))

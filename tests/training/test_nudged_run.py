@@ -19,12 +19,13 @@ from nanoegg_mlx.store import checkpoint
 from nanoegg_mlx.store.fitness_log import read_fitness_log
 from nanoegg_mlx.store.metrics import read_metrics
 from tests.tiny import branch, resume, train, work_in
+from tests.traces import ENGINES
 from tests.training.test_run import TIMES
 
 CONFIG = Config(
     n_layer=2, n_embd=8, population=8, tokens_per_update=6, train="train.npy", valid="valid.npy", checkpoints="runs",
     name="t", num_epochs=8, validate_every=3, validation_batch_size=8, checkpoint_every=3, perturb="activations",
-    engine="mlx",
+    engine=ENGINES[-1],
 )  # fmt: skip
 FOLDER = Path("runs/t")
 

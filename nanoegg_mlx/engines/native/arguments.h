@@ -148,6 +148,12 @@ void check_bytes(const py::array& array, const std::string& name, int vocab) {
                               std::to_string(vocab) + ".");
 }
 
+py::array copy(const py::array& states) {
+  py::array_t<int8_t> copied(std::vector<py::ssize_t>(states.shape(), states.shape() + states.ndim()));
+  std::copy_n(pointer<int8_t>(states), states.size(), copied.mutable_data());
+  return copied;
+}
+
 // The arrays of a score() or logits() call.
 struct Inputs {
   py::array inputs, targets;
@@ -171,12 +177,34 @@ struct Inputs {
       noise->check(shape);
       task.noise = &noise->noise;
     }
-    states = py::array_t<int8_t>(std::vector<py::ssize_t>(given.shape(), given.shape() + 3));
-    std::copy_n(pointer<int8_t>(given), given.size(), static_cast<int8_t*>(states.mutable_data()));
+    states = copy(given);
     task.first_member = first_member;
     task.members = (size_t)members;
     task.tokens = (size_t)inputs.shape(1);
     task.inputs = pointer<uint8_t>(inputs);
+    task.states = static_cast<int8_t*>(states.mutable_data());
+  }
+};
+
+// The arrays of a nudge() call.
+struct PairInputs {
+  py::array inputs, targets;
+  py::array states; // a copy, to be returned
+  NudgeTask task;
+
+  PairInputs(const Shape& shape, const py::object& in, const py::object& out, const py::object& old,
+             uint64_t first_pair) {
+    require(first_pair < (uint64_t)1 << 61, "first_pair is " + std::to_string(first_pair) + "; it must be below 2^61.");
+    inputs = array_of<uint8_t>(in, "inputs", {-1, -1});
+    check_bytes(inputs, "inputs", shape.vocab);
+    targets = array_of<uint8_t>(out, "targets", {inputs.shape(0), inputs.shape(1)});
+    check_bytes(targets, "targets", shape.vocab);
+    states = copy(array_of<int8_t>(old, "states", {2 * inputs.shape(0), shape.layers, shape.width}));
+    task.first_pair = first_pair;
+    task.pairs = (size_t)inputs.shape(0);
+    task.tokens = (size_t)inputs.shape(1);
+    task.inputs = pointer<uint8_t>(inputs);
+    task.targets = pointer<uint8_t>(targets);
     task.states = static_cast<int8_t*>(states.mutable_data());
   }
 };

@@ -64,6 +64,53 @@ py::tuple py_logits(const Weights& weights, const py::object& in, const py::obje
   return py::make_tuple(logits, given.states);
 }
 
+// The names of core.activations.Moments in their order, with zeros of their shapes.
+struct NudgeSums {
+  py::dict z, s;
+
+  NudgeSums(const Shape& shape, NudgeTask& task) {
+    const py::ssize_t L = shape.layers, V = shape.vocab, D = shape.width;
+    for (const int leaf : {kWf, kUf, kWh, kUh, kMlp0, kMlp1}) {
+      task.z[leaf] = add(z, kLeafNames[leaf], ParamDict::leaf_shape(shape, leaf));
+      task.s[leaf] = add(s, kLeafNames[leaf], {L, leaf_cols(shape, leaf)});
+    }
+    for (const int leaf : {kBf, kBh}) {
+      task.z[leaf] = add(z, kLeafNames[leaf], {L, D});
+      task.s[leaf] = add(s, kLeafNames[leaf], {L});
+    }
+    task.z[kEmb] = add(z, kLeafNames[kEmb], {V, D});
+    task.s[kEmb] = add(s, kLeafNames[kEmb], {V});
+    task.z[kHead] = add(z, kLeafNames[kHead], {V, D});
+    if (task.head_nudge == 0) task.squared_errors = add(s, "head.E", {V});
+    task.s[kHead] = add(s, task.head_nudge == 0 ? "head.Y" : kLeafNames[kHead], {D});
+  }
+
+  static int64_t* add(py::dict& dict, const char* name, const std::vector<py::ssize_t>& shape) {
+    auto array = zeros<int64_t>(shape);
+    dict[name] = array;
+    return array.mutable_data();
+  }
+};
+
+py::tuple py_nudge(const Weights& weights, const py::object& in, const py::object& out, const py::object& old,
+                   std::pair<uint32_t, uint32_t> key, uint64_t first_pair, int nudge_size, int head_nudge,
+                   int credit_decay, int threads, int block) {
+  require_range("nudge", nudge_size, 1, 64);
+  require_range("head_nudge", head_nudge, 0, 64);
+  require_range("credit_decay", credit_decay, 0, 15);
+  require(block >= 0, "block is " + std::to_string(block) + "; it must not be negative.");
+  const Shape& shape = weights.model().shape;
+  PairInputs given(shape, in, out, old, first_pair);
+  NudgeTask& task = given.task;
+  task.key = {key.first, key.second};
+  task.nudge = nudge_size, task.head_nudge = head_nudge, task.credit_decay = credit_decay;
+  auto scores = zeros<int64_t>({given.states.shape(0)});
+  task.scores = scores.mutable_data();
+  const NudgeSums sums(shape, task);
+  without_gil([&](const Poll& poll) { nudge(weights, task, threads, block, poll); });
+  return py::make_tuple(scores, given.states, sums.z, sums.s);
+}
+
 UpdateTask update_task(const Shape& shape, const NoiseSpec& noise, const py::array& fitness, bool use_clt,
                        bool normalised) {
   noise.check(shape);
@@ -175,6 +222,15 @@ PYBIND11_MODULE(_native, m) {
   m.def("logits", py_logits, py::arg("weights"), py::arg("inputs"), py::arg("states"), py::arg("noise") = nullptr,
         py::arg("first_member") = 0, py::arg("threads") = 0,
         "Logits (members, T, V) int8 and new states; arguments as in score().");
+  m.def("nudge", py_nudge, py::arg("weights"), py::arg("inputs"), py::arg("targets"), py::arg("states"), py::arg("key"),
+        py::arg("first_pair") = 0, py::arg("nudge") = 2, py::arg("head_nudge") = 0, py::arg("credit_decay") = 12,
+        py::arg("threads") = 0, py::arg("block") = 0,
+        "Scores of pairs first_pair, first_pair + 1, ... under nudged activations, and the sums of their votes "
+        "(docs/activations.md).\n\n"
+        "inputs, targets: (pairs, T) uint8. states: (2 pairs, L, D) int8, not changed.\n"
+        "key: two words, of the epoch's coins. head_nudge: 0 where the head learns from its own error.\n"
+        "threads, block: as in score().\n"
+        "Returns scores (2 pairs,) int64, new states, and dicts of int64 arrays: Z and S of core.activations.Moments.");
   m.def("update", py_update, py::arg("params"), py::arg("noise"), py::arg("fitness"), py::arg("bound"),
         py::arg("use_clt") = true, py::arg("normalised") = false, py::arg("threads") = 0, py::arg("isa") = "",
         "Spec section 7: fitness (pairs,) int8, bound an integer. normalised divides Z by 16. Returns a new parameter "

@@ -1,4 +1,5 @@
-// The calls of an engine on plain pointers, without Python: score (score.cpp), update and votes (update.cpp).
+// The calls of an engine on plain pointers, without Python: score (score.cpp), nudge (nudge.cpp),
+// update and votes (update.cpp).
 #pragma once
 
 #include <cstddef>
@@ -28,6 +29,25 @@ struct ScoreTask {
 
 // block: most members a block may have, 0 to choose.
 void score(const Weights& weights, const ScoreTask& task, int threads, int block, const Poll& poll);
+
+struct NudgeTask {
+  Key key; // of the epoch's coins
+  uint64_t first_pair = 0;
+  size_t pairs = 0, tokens = 0;
+  int nudge = 2, head_nudge = 0; // 0: the head learns from its errors
+  int credit_decay = 12;
+  const uint8_t *inputs = nullptr, *targets = nullptr; // (pairs, tokens)
+  int8_t* states = nullptr;                            // (2 pairs, L, D), read and written
+  int64_t* scores = nullptr;                           // (2 pairs,), zeros
+  // Sums, zeros: z[leaf] shaped as the leaf; s[leaf] (L, inputs) for a layer's matrix, (L,) for a bias, (V,) for emb,
+  // (D,) for the head. Unused ones are null.
+  int64_t *z[kLeaves] = {}, *s[kLeaves] = {};
+  int64_t* squared_errors = nullptr; // (V,), if the head learns from its errors; s[kHead] is then sum y^2
+};
+
+// Scores pairs under nudged activations, and sums their votes (nudge.cpp). block: most members a block may have, 0 to
+// choose.
+void nudge(const Weights& weights, const NudgeTask& task, int threads, int block, const Poll& poll);
 
 struct UpdateTask {
   Shape shape;

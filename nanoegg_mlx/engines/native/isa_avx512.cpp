@@ -49,6 +49,28 @@ struct Tile : VectorTile<Vector> {
     }
     return (uint32_t)_mm512_reduce_add_epi32(total);
   }
+
+  static void flip(uint64_t coins, const int8_t* v, int8_t* out) {
+    const __m512i plus = _mm512_loadu_si512(v);
+    _mm512_storeu_si512(out, _mm512_mask_sub_epi8(plus, (__mmask64)~coins, _mm512_setzero_si512(), plus));
+  }
+
+  // POW2[k] = ((R[k % 16] >> k / 16) + 1) >> 1 with R[r] = floor(2^14 2^(-r/16)), but R[0] = 2^14 - 1: so the tie at 14
+  // octaves rounds down, and nothing else changes.
+  static void pow2(const int8_t* logits, size_t n, int32_t log2, int16_t* out) {
+    alignas(64) static constexpr int16_t kTwice[32] = {16383, 15689, 15024, 14387, 13777, 13193, 12633, 12098,
+                                                       11585, 11094, 10623, 10173, 9741,  9328,  8933,  8554};
+    const __m512i twice = _mm512_load_si512(kTwice), low = _mm512_set1_epi16(15), one = _mm512_set1_epi16(1);
+    const __m512i top = _mm512_set1_epi16((int16_t)(log2 - 128)), zero = _mm512_setzero_si512();
+    for (size_t i = 0; i < n; i += 32) {
+      const __m512i l = _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i*)(logits + i)));
+      __m512i k = _mm512_max_epi16(_mm512_sub_epi16(top, l), zero);
+      k = _mm512_min_epi16(k, _mm512_set1_epi16(255));
+      const __m512i r = _mm512_permutexvar_epi16(_mm512_and_si512(k, low), twice);
+      const __m512i shifted = _mm512_srlv_epi16(r, _mm512_srli_epi16(k, 4));
+      _mm512_storeu_si512(out + i, _mm512_srli_epi16(_mm512_add_epi16(shifted, one), 1));
+    }
+  }
 };
 
 } // namespace

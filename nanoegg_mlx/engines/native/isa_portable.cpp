@@ -4,16 +4,17 @@
 namespace nanoegg {
 namespace {
 
-struct Tile : TableExp2 {
+struct Tile : Tables {
   static constexpr int kLanes = 16, kVectors = 1, kPanel = 16, kMembers = 2, kGroup = 1;
   static constexpr uint8_t kBias = 0;
 
   template <int NV, int NM>
-  static void multiply(const uint8_t* panel, int groups, const int8_t* x, size_t stride, const int32_t*, int32_t* raw) {
+  static void multiply(const uint8_t* panel, int groups, const int8_t* x, size_t stride, size_t step, const int32_t*,
+                       int32_t* raw) {
     int32_t acc[NM][kPanel] = {};
-    for (int k = 0; k < groups; k++, panel += kPanel)
+    for (int k = 0; k < groups; k++, panel += kPanel, x += step)
       for (int m = 0; m < NM; m++)
-        for (int i = 0; i < kPanel; i++) acc[m][i] += (int16_t)((int8_t)panel[i] * x[m * stride + k]);
+        for (int i = 0; i < kPanel; i++) acc[m][i] += (int16_t)((int8_t)panel[i] * x[m * stride]);
     for (int m = 0; m < NM; m++)
       for (int i = 0; i < kPanel; i++) raw[m * kPanel + i] = acc[m][i];
   }
@@ -30,7 +31,7 @@ struct Tile : TableExp2 {
     static int8_t x[kMembers * 64];
     int32_t raw[kMembers * kPanel], start[kMembers] = {};
     for (uint64_t r = 0; r < rounds; r++) {
-      multiply<kVectors, kMembers>(panel, 64, x, 64, start, raw);
+      multiply<kVectors, kMembers>(panel, 64, x, 64, 1, start, raw);
       __asm__ volatile("" : : "r"(raw) : "memory");
     }
     return rounds * 64 * kPanel * kMembers;

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "model.h"
+#include "nodes.h"
 
 // Instruction sets that some compilers with C++17 lack: GCC 11 and clang 12 (Apple's 13) are the first with AVX-VNNI,
 // GCC 10 with Arm's int8 matrix multiply.
@@ -53,8 +54,45 @@ struct Block {
   int32_t* projections;        // (members, rank) sign * B^T x
 };
 
-// The parts of `run_block`, for tests that compare each with its scalar twin. Rows have padded() lengths with zero
-// padding.
+// What a block of pairs leaves for the votes. k = t pairs + p numbers its `count` pairs at tokens, kPad at a time:
+// `depth` is count rounded up to whole kPad. Matrices (entries, k) are packed in groups of k as weights are in groups
+// of inputs: `Panels` of products.h.
+struct Kept {
+  size_t count, depth;
+  uint8_t* inputs;         // (all_inputs, depth), panels: the pairs' mean inputs X
+  uint64_t* coins;         // (coin_blocks_per_token, depth)
+  uint8_t* bytes;          // (depth,) the bytes read
+  int8_t *own, *later;     // (depth,) clip(d) and clip(R), zero from `count` on
+  int8_t *low, *high;      // (padded(V), depth), rows: base-128 digits of the head's errors
+  int64_t* squared_errors; // (padded(V),) their squares' sums
+};
+
+// A few pairs that run through all their tokens on one core under nudged activations.
+struct PairBlock {
+  Block members; // unperturbed, twice the pairs; inputs and targets are (pairs, tokens)
+  Key key;
+  uint64_t first_pair;
+  int pairs;
+  int credit_decay;
+  bool head_is_nudged; // or it learns from its errors
+  // The nudge for each entry of a row, 0 in the padding: padded(D), padded(4 D) and padded(V) of them.
+  const int8_t *nudges, *hidden_nudges, *logit_nudges;
+  Kept kept;
+
+  // The core's own workspace.
+  size_t window;                    // tokens whose coins are drawn at a time
+  uint64_t* words;                  // (pairs, window, coin_blocks_per_token) coins; room for 16 more
+  int8_t* row;                      // (padded(max(4 D, V)),) nudges of one member
+  int8_t* group;                    // (kMaxGroup, all_inputs) inputs X of an unfinished group of k
+  int8_t* digits;                   // (2, kMaxGroup, padded(V)) likewise low and high
+  int16_t* errors;                  // (3, padded(V))
+  uint32_t* squares;                // (padded(V),)
+  int32_t *differences, *following; // (tokens, pairs) d, and (pairs,)
+};
+constexpr size_t kMaxGroup = 8;
+
+// The parts of `run_block` and `run_pairs`, for tests that compare each with its scalar twin. Rows have padded()
+// lengths with zero padding.
 struct Pieces {
   // out[i] = the truncated normal of the 23-bit m[i].
   void (*normals)(const uint32_t* m, size_t count, int8_t* out);
@@ -69,6 +107,41 @@ struct Pieces {
   void (*recur)(const int8_t* ca, const int8_t* cb, const int8_t* bh, const int8_t* fa, int width, int8_t* h,
                 int8_t* x);
   int32_t (*log_likelihood)(const int8_t* logits, int vocab, int target);
+
+  // The parts under nudged activations; e are the nudges of a row.
+  void (*gate_nudged)(int8_t* fa, const int8_t* fb, const int8_t* bf, const int8_t* e, const int8_t* h, int width,
+                      int8_t* g);
+  void (*recur_nudged)(const int8_t* ca, const int8_t* cb, const int8_t* bh, const int8_t* e, const int8_t* fa,
+                       int width, int8_t* h, int8_t* x);
+  // x = clip(x + y + e), n a multiple of kPad.
+  void (*add_nudged)(int8_t* x, const int8_t* y, const int8_t* e, size_t n);
+  // out = v with the coins' signs; for `inverted` coins with the opposite ones. n is a multiple of kCoins.
+  void (*flip)(const uint64_t* coins, bool inverted, size_t n, const int8_t* v, int8_t* out);
+  // words[i] = Threefry block first + i of the key; writes up to 15 more.
+  void (*coins)(Key key, uint64_t first, size_t count, uint64_t* words);
+  // The pair's mean head errors (padded(vocab),) in the first third of `errors`, which has room for three rows. log2:
+  // LOG2 of the two members' sums of EXP2.
+  void (*head_errors)(const int8_t* even, const int8_t* odd, int vocab, const int32_t* log2, int target,
+                      int16_t* errors);
+  // own = clip(d), later = clip(R), of d (tokens, pairs); workspace: following (pairs,).
+  void (*credit)(const int32_t* d, size_t tokens, int pairs, int decay, int32_t* following, int8_t* own, int8_t* later);
+};
+
+// Sums over k = [first, first + count) of kept inputs; first is a multiple of kPad. Rows are a chunk of kPad entries of
+// a node: their w xi, packed in groups of k.
+struct Sums {
+  // rows (kPad, count) = w[k] with the sign of the chunk's coins[k]; totals[i] = the sum of row i.
+  void (*coin_rows)(const uint64_t* coins, const int8_t* w, size_t count, int8_t* rows, int32_t* totals);
+  // totals[i] = the sum of row i of the first `count` k.
+  void (*row_totals)(const int8_t* rows, size_t count, int32_t* totals);
+  // z (n, entries) += scale * rows X^T for rows [begin, begin + n) of the chunk.
+  void (*products)(const int8_t* rows, const int32_t* totals, int begin, int n, const uint8_t* x, int entries,
+                   size_t depth, size_t first, size_t count, int32_t scale, int64_t* z);
+  // s[i] += sum (w[k] X[i][k])^2
+  void (*squares)(const uint8_t* x, int entries, size_t depth, size_t count, const int8_t* w, int64_t* s);
+  // z[bytes[k]][i] += w[k] xi[k][i] for the n <= kCoins entries of a block of coins; z's rows are `stride` apart.
+  void (*by_byte)(const uint64_t* coins, const int8_t* w, const uint8_t* bytes, size_t count, int n, size_t stride,
+                  int64_t* z);
 };
 
 // The kernels of one instruction set.
@@ -88,6 +161,10 @@ struct Isa {
   void (*move)(const int64_t* z, size_t n, const int8_t* old, int64_t bound, int8_t* out);
   // Int8 multiply-adds done by `rounds` rounds of nothing but dot products in registers.
   uint64_t (*peak)(uint64_t rounds);
+
+  // A block of pairs, for nudge(), and the sums of its votes.
+  void (*run_pairs)(const PairBlock&);
+  Sums sums;
 
   Pieces pieces;
 };

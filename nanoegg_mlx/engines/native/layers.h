@@ -23,11 +23,13 @@ void norm(const int8_t* __restrict x, const int8_t* __restrict w, int width, int
     for (size_t j = 0; j < kPad; j++) out[j] = (int8_t)divide_clip(x[j] * w[j], d, reciprocal);
 }
 
-void gate(int8_t* __restrict fa, const int8_t* __restrict fb, const int8_t* __restrict bf, const int8_t* __restrict h,
-          int width, int8_t* __restrict g) {
-  for (size_t n = padded(width); n; n -= kPad, fa += kPad, fb += kPad, bf += kPad, h += kPad, g += kPad) {
+// kNudged: whether the node's nudges e are added.
+template <bool kNudged>
+inline void gate_rows(int8_t* __restrict fa, const int8_t* __restrict fb, const int8_t* __restrict bf,
+                      const int8_t* __restrict e, const int8_t* __restrict h, int width, int8_t* __restrict g) {
+  for (size_t n = padded(width); n; n -= kPad, fa += kPad, fb += kPad, bf += kPad, e += kPad, h += kPad, g += kPad) {
     for (size_t j = 0; j < kPad; j++) {
-      const int16_t s = (int16_t)(fa[j] + fb[j] + bf[j]);
+      const int16_t s = (int16_t)(fa[j] + fb[j] + bf[j] + (kNudged ? e[j] : 0));
       const int16_t low = s < -127 ? -127 : s, f = low > 127 ? 127 : low;
       fa[j] = (int8_t)f;
       g[j] = (int8_t)((int16_t)((int16_t)(f + 127) * (int16_t)h[j]) >> 8);
@@ -35,11 +37,22 @@ void gate(int8_t* __restrict fa, const int8_t* __restrict fb, const int8_t* __re
   }
 }
 
-void recur(const int8_t* __restrict ca, const int8_t* __restrict cb, const int8_t* __restrict bh,
-           const int8_t* __restrict fa, int width, int8_t* __restrict h, int8_t* __restrict x) {
-  for (size_t n = padded(width); n; n -= kPad, ca += kPad, cb += kPad, bh += kPad, fa += kPad, h += kPad, x += kPad) {
+void gate(int8_t* fa, const int8_t* fb, const int8_t* bf, const int8_t* h, int width, int8_t* g) {
+  gate_rows<false>(fa, fb, bf, bf, h, width, g);
+}
+void gate_nudged(int8_t* fa, const int8_t* fb, const int8_t* bf, const int8_t* e, const int8_t* h, int width,
+                 int8_t* g) {
+  gate_rows<true>(fa, fb, bf, e, h, width, g);
+}
+
+template <bool kNudged>
+inline void recur_rows(const int8_t* __restrict ca, const int8_t* __restrict cb, const int8_t* __restrict bh,
+                       const int8_t* __restrict e, const int8_t* __restrict fa, int width, int8_t* __restrict h,
+                       int8_t* __restrict x) {
+  for (size_t n = padded(width); n;
+       n -= kPad, ca += kPad, cb += kPad, bh += kPad, e += kPad, fa += kPad, h += kPad, x += kPad) {
     for (size_t j = 0; j < kPad; j++) {
-      const int32_t c = clip(ca[j] + cb[j] + bh[j]);
+      const int32_t c = clip(ca[j] + cb[j] + bh[j] + (kNudged ? e[j] : 0));
       const int32_t state = h[j] + (((fa[j] + 127) * (c - h[j])) >> 8);
       h[j] = (int8_t)state;
       x[j] = (int8_t)clip(x[j] + state);
@@ -47,15 +60,27 @@ void recur(const int8_t* __restrict ca, const int8_t* __restrict cb, const int8_
   }
 }
 
-// x = clip(x + y)
-inline void add(int8_t* __restrict x, const int8_t* __restrict y, size_t n) {
-  for (; n; n -= kPad, x += kPad, y += kPad) {
+void recur(const int8_t* ca, const int8_t* cb, const int8_t* bh, const int8_t* fa, int width, int8_t* h, int8_t* x) {
+  recur_rows<false>(ca, cb, bh, bh, fa, width, h, x);
+}
+void recur_nudged(const int8_t* ca, const int8_t* cb, const int8_t* bh, const int8_t* e, const int8_t* fa, int width,
+                  int8_t* h, int8_t* x) {
+  recur_rows<true>(ca, cb, bh, e, fa, width, h, x);
+}
+
+// x = clip(x + y), or clip(x + y + e)
+template <bool kNudged>
+inline void add_rows(int8_t* __restrict x, const int8_t* __restrict y, const int8_t* __restrict e, size_t n) {
+  for (; n; n -= kPad, x += kPad, y += kPad, e += kPad) {
     for (size_t j = 0; j < kPad; j++) {
-      const int16_t s = (int16_t)(x[j] + y[j]), low = s < -127 ? -127 : s;
+      const int16_t s = (int16_t)(x[j] + y[j] + (kNudged ? e[j] : 0)), low = s < -127 ? -127 : s;
       x[j] = (int8_t)(low > 127 ? 127 : low);
     }
   }
 }
+
+inline void add(int8_t* x, const int8_t* y, size_t n) { add_rows<false>(x, y, y, n); }
+void add_nudged(int8_t* x, const int8_t* y, const int8_t* e, size_t n) { add_rows<true>(x, y, e, n); }
 
 int32_t log_likelihood(const int8_t* logits, int vocab, int target) {
   return logits[target] + 128 - log2_sixteenths(Tile::exp2_sum(logits, vocab));

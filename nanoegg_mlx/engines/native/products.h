@@ -11,8 +11,8 @@
 namespace nanoegg {
 namespace {
 
-using MultiplyFn = void (*)(const uint8_t* panel, int groups, const int8_t* x, size_t stride, const int32_t* start,
-                            int32_t* raw);
+using MultiplyFn = void (*)(const uint8_t* panel, int groups, const int8_t* x, size_t stride, size_t step,
+                            const int32_t* start, int32_t* raw);
 
 template <int NV, int NM>
 constexpr MultiplyFn pick_multiply(int vectors, int members) {
@@ -33,17 +33,37 @@ inline int32_t accumulator_start(const int8_t* x, size_t n) {
   return 0;
 }
 
+inline int whole_groups(size_t inputs) { return (int)((inputs + Tile::kGroup - 1) / Tile::kGroup); }
+inline int whole_lanes(int rows) { return (rows + Tile::kLanes - 1) / Tile::kLanes * Tile::kLanes; }
+
+// `groups` groups of inputs of a packed matrix that has `depth` bytes for each output.
+struct Panels {
+  const uint8_t* data;
+  int rows, groups;
+  size_t depth;
+};
+inline Panels panels(const Packed& w) {
+  const int groups = whole_groups(w.cols);
+  return {w.data, w.rows, groups, (size_t)groups * Tile::kGroup};
+}
+
+// The members' inputs: group g of member m is at x + m stride + g step.
+struct Members {
+  const int8_t* x;
+  size_t stride, step;
+  int count;
+};
+
 // Calls use(member, first output, raw) for every member and panel, raw being kPanel products (zero past the outputs).
 // The members are spread evenly over the fewest tiles: a tile of one member would load each weight for it alone.
 template <class Use>
-inline void for_each_tile(const Packed& w, const int8_t* x, size_t stride, int members, const int32_t* start, Use use) {
-  const int groups = (w.cols + Tile::kGroup - 1) / Tile::kGroup;
-  const int lanes_total = (w.rows + Tile::kLanes - 1) / Tile::kLanes * Tile::kLanes;
-  const int tiles = (members + Tile::kMembers - 1) / Tile::kMembers;
-  const int each = members / tiles, extra = members % tiles;
+inline void for_each_tile(const Panels& w, const Members& x, const int32_t* start, Use use) {
+  const int lanes_total = whole_lanes(w.rows);
+  const int tiles = (x.count + Tile::kMembers - 1) / Tile::kMembers;
+  const int each = x.count / tiles, extra = x.count % tiles;
   alignas(64) int32_t raw[Tile::kMembers * Tile::kPanel];
-  const uint8_t* panel = w.data;
   for (int o = 0; o < lanes_total; o += Tile::kPanel) {
+    const uint8_t* panel = w.data + (size_t)o * w.depth;
     const int width = (int)smaller(Tile::kPanel, lanes_total - o), vectors = width / Tile::kLanes;
     if (vectors < Tile::kVectors) __builtin_memset(raw, 0, sizeof raw);
     const MultiplyFn full =
@@ -52,11 +72,10 @@ inline void for_each_tile(const Packed& w, const int8_t* x, size_t stride, int m
     int m = 0;
     for (int t = 0; t < tiles; t++) {
       const int count = each + (t < extra);
-      (t < extra ? full : part)(panel, groups, x + m * stride, stride, start + m, raw);
+      (t < extra ? full : part)(panel, w.groups, x.x + m * x.stride, x.stride, x.step, start + m, raw);
       for (int i = 0; i < count; i++) use(m + i, o, raw + i * Tile::kPanel);
       m += count;
     }
-    panel += (size_t)width * groups * Tile::kGroup;
   }
 }
 
@@ -121,7 +140,7 @@ void multiply_members(const Product& p, const Divisor& divisor) {
     }
   }
   const size_t a = p.offset + p.rank * in;
-  for_each_tile(p.w, p.x, in, p.members, p.start, [&](int m, int o, const int32_t* raw) {
+  for_each_tile(panels(p.w), {p.x, in, Tile::kGroup, p.members}, p.start, [&](int m, int o, const int32_t* raw) {
     finish<kRank, kShift>(raw, kRank == kUnperturbed ? nullptr : p.factors[m] + a + o, outs, p.projections + m * p.rank,
                           p.rank, p.shift, divisor, p.out + m * outs + o);
   });
@@ -147,7 +166,7 @@ void matmul(const Packed& w, const int8_t* x, int members, int8_t* out, const in
 void products(const Packed& w, const int8_t* x, int members, int32_t* start, int32_t* raw) {
   const size_t in = padded(w.cols), outs = padded(w.rows);
   for (int m = 0; m < members; m++) start[m] = accumulator_start(x + m * in, in);
-  for_each_tile(w, x, in, members, start, [&](int m, int o, const int32_t* tile) {
+  for_each_tile(panels(w), {x, in, Tile::kGroup, members}, start, [&](int m, int o, const int32_t* tile) {
     __builtin_memcpy(raw + m * outs + o, tile, Tile::kPanel * sizeof *raw);
   });
 }
@@ -159,7 +178,7 @@ void votes(const int8_t* a, size_t stride, int rows, const Packed& b, int32_t sc
     const int count = (int)smaller(kRows, rows - first);
     const int8_t* block = a + first * stride;
     for (int m = 0; m < count; m++) start[m] = accumulator_start(block + m * stride, padded(b.cols));
-    for_each_tile(b, block, stride, count, start, [&](int m, int o, const int32_t* raw) {
+    for_each_tile(panels(b), {block, stride, Tile::kGroup, count}, start, [&](int m, int o, const int32_t* raw) {
       int64_t* row = z + (size_t)(first + m) * b.rows + o;
       const int n = (int)smaller(Tile::kPanel, b.rows - o);
       for (int i = 0; i < n; i++) row[i] += (int64_t)scale * raw[i];

@@ -10,6 +10,17 @@ namespace {
 
 inline uint32_t rotate(uint32_t x, int r) { return x << r | x >> (32 - r); }
 
+// The 20 rounds on counter words (a, b) to which the first two keys were added; key[2] is their XOR with a constant.
+inline void threefry(const uint32_t* key, uint32_t& a, uint32_t& b) {
+  const uint32_t k0 = key[0], k1 = key[1], k2 = key[2];
+  const auto round = [&a, &b](int r) { a += b, b = rotate(b, r) ^ a; };
+  round(13), round(15), round(26), round(6), a += k1, b += k2 + 1;
+  round(17), round(29), round(16), round(24), a += k2, b += k0 + 2;
+  round(13), round(15), round(26), round(6), a += k0, b += k1 + 3;
+  round(17), round(29), round(16), round(24), a += k1, b += k2 + 4;
+  round(13), round(15), round(26), round(6), a += k2, b += k0 + 5;
+}
+
 constexpr size_t kDraws = 512; // drawn at a time, a multiple of 16
 inline size_t whole_vectors(size_t n) { return (n + 15) / 16 * 16; }
 
@@ -44,22 +55,31 @@ void normals(const uint32_t* m, size_t count, int8_t* out) {
 }
 
 void draw(Key key, uint32_t start, size_t count, int8_t* out) {
-  const uint32_t k0 = key.hi, k1 = key.lo, k2 = k0 ^ k1 ^ 0x1BD11BDAu;
+  const uint32_t keys[3] = {key.hi, key.lo, key.hi ^ key.lo ^ 0x1BD11BDAu};
   uint32_t m[kDraws];
   for (size_t done = 0; done < count; done += kDraws) {
     const size_t n = smaller(kDraws, count - done), whole = whole_vectors(n);
     const uint32_t first = start + (uint32_t)done;
     for (size_t i = 0; i < whole; i++) {
-      uint32_t a = k0, b = first + (uint32_t)i + k1;
-      const auto round = [&a, &b](int r) { a += b, b = rotate(b, r) ^ a; };
-      round(13), round(15), round(26), round(6), a += k1, b += k2 + 1;
-      round(17), round(29), round(16), round(24), a += k2, b += k0 + 2;
-      round(13), round(15), round(26), round(6), a += k0, b += k1 + 3;
-      round(17), round(29), round(16), round(24), a += k1, b += k2 + 4;
-      round(13), round(15), round(26), round(6), a += k2, b += k0 + 5;
+      uint32_t a = keys[0], b = first + (uint32_t)i + keys[1];
+      threefry(keys, a, b);
       m[i] = (a ^ b) >> 9;
     }
     look_up(m, n, whole, out + done);
+  }
+}
+
+// words[i] = block first + i of the key, its first word in the low half; writes whole_vectors(count) of them.
+void coins(Key key, uint64_t first, size_t count, uint64_t* words) {
+  const uint32_t keys[3] = {key.hi, key.lo, key.hi ^ key.lo ^ 0x1BD11BDAu};
+  for (size_t done = 0; done < count; done += 16, words += 16) {
+    const uint32_t low = (uint32_t)(first + done), high = (uint32_t)((first + done) >> 32);
+    for (uint32_t i = 0; i < 16; i++) {
+      const uint32_t counter = low + i;
+      uint32_t a = high + (counter < low) + keys[0], b = counter + keys[1];
+      threefry(keys, a, b);
+      words[i] = (uint64_t)b << 32 | a;
+    }
   }
 }
 

@@ -1,10 +1,10 @@
 // The names of the leaves, and the tables of tables.h, made when the library is loaded.
 //
 // Notable: the steps of the normal come from core/normal_thresholds.json (write_normal_steps.py makes normal_steps.h of
-// it when the library is built), EXP2 and LOG2 from exact integers. A draw m in [0, 2^23) is looked up by its distance
-// t to the nearer end of the range, because the steps lie densely there. The bucket is the exponent and five bits of
-// mantissa of float(t + 1). No bucket holds more than one step (checked when the table is made), so an entry is that
-// step's place in the bucket and the values on its two sides.
+// it when the library is built), EXP2, LOG2 and POW2 from exact integers. A draw m in [0, 2^23) is looked up by its
+// distance t to the nearer end of the range, because the steps lie densely there. The bucket is the exponent and five
+// bits of mantissa of float(t + 1). No bucket holds more than one step (checked when the table is made), so an entry is
+// that step's place in the bucket and the values on its two sides.
 #include "tables.h"
 
 #include <algorithm>
@@ -37,6 +37,8 @@ const char* const kLeafNames[kLeaves] = {
 uint32_t normal_lookup[2 * kNormalBuckets];
 int32_t exp2_table[256];
 double exp2_exact[256];
+int32_t pow2_table[256];
+uint8_t coin_masks[256][8];
 
 namespace {
 
@@ -111,6 +113,12 @@ struct Tables {
     for (int i = 0; i < 256; i++) {
       exp2_exact[i] = std::ldexp(std::exp2(i % 16 / 16.0), i / 16);
       exp2_table[i] = (int32_t)root16(64 + i) - (i % 16 != 0); // exact at whole octaves, else rounded up
+    }
+    for (int i = 0; i < 256; i++) {
+      // floor(2^14 2^(-i/16)), halved and rounded. The only tie, 1/2 at 14 octaves, rounds to 0.
+      const int32_t twice = i <= 224 ? (int32_t)root16(224 - i) - (i % 16 != 0) : 0;
+      pow2_table[i] = i == 224 ? 0 : (twice + 1) / 2;
+      for (int bit = 0; bit < 8; bit++) coin_masks[i][bit] = i >> bit & 1 ? 0 : 255;
     }
     for (uint32_t side = 0; side < 2; side++)
       for (uint32_t bucket = 0; bucket <= 22 * 32; bucket++)

@@ -26,12 +26,29 @@
 namespace nanoegg {
 namespace {
 
-// The sum of EXP2[logits + 128], by table lookups.
-struct TableExp2 {
+// Functions that look tables up, where an instruction set has nothing faster.
+struct Tables {
+  // The sum of EXP2[logits + 128].
   static uint32_t exp2_sum(const int8_t* logits, int vocab) {
     uint32_t total = 0;
     for (int j = 0; j < vocab; j++) total += (uint32_t)exp2_table[logits[j] + 128];
     return total;
+  }
+
+  // out[i] = v[i] where bit i of the coins is 1, else -v[i], for 64 entries.
+  static void flip(uint64_t coins, const int8_t* v, int8_t* out) {
+    uint8_t mask[64];
+    for (int i = 0; i < 8; i++) __builtin_memcpy(mask + 8 * i, coin_masks[coins >> 8 * i & 0xFF], 8);
+    for (int i = 0; i < 64; i++) out[i] = (int8_t)(((uint8_t)v[i] ^ mask[i]) - mask[i]);
+  }
+
+  // out[i] = POW2[log2 - 128 - logits[i]], the index clipped to the table; n is a multiple of kPad.
+  static void pow2(const int8_t* logits, size_t n, int32_t log2, int16_t* out) {
+    for (size_t i = 0; i < n; i++) {
+      int32_t index = log2 - 128 - logits[i];
+      index = index < 0 ? 0 : index;
+      out[i] = (int16_t)pow2_table[index > 255 ? 255 : index];
+    }
   }
 };
 
@@ -53,13 +70,14 @@ inline void hide(T& v) {
 }
 
 // The part of an instruction set that the kernels use: the packing (see Packed), the tile, and
-//   multiply<NV, NM>(...)   raw products of NV vectors of outputs by NM members
+//   multiply<NV, NM>(...)   raw products of NV vectors of outputs by NM members; x + m stride + g step is member m's
+//                           group g of inputs
 //   dot(b, x, n, sums)      sums[0] = b . x over n entries (a multiple of kPad); if kBias, sums[1] = sum x
 //   sum(x, n)               sum x, only if kBias
-//   exp2_sum(logits, vocab)
+//   exp2_sum, flip, pow2    see Tables
 //   peak(rounds)            see Isa
 template <class Vector>
-struct VectorTile : TableExp2 {
+struct VectorTile : Tables {
   using Sums = typename Vector::Sums;
   using Bytes = typename Vector::Bytes;
   static constexpr int kLanes = Vector::kLanes, kVectors = Vector::kVectors, kMembers = Vector::kMembers;
@@ -72,8 +90,8 @@ struct VectorTile : TableExp2 {
 
   // The loops over accumulators are unrolled completely, or they would not stay in registers.
   template <int NV, int NM>
-  static void multiply(const uint8_t* panel, int groups, const int8_t* x, size_t stride, const int32_t* start,
-                       int32_t* raw) {
+  static void multiply(const uint8_t* panel, int groups, const int8_t* x, size_t stride, size_t step,
+                       const int32_t* start, int32_t* raw) {
     constexpr int kRows = (NM + kPair - 1) / kPair, kColumns = NV * kPair;
     // An odd last member is paired with itself; the second half of its sums is not stored.
     const auto inputs = [&x, stride](int row) {
@@ -108,7 +126,7 @@ struct VectorTile : TableExp2 {
         }
       }
       panel += kBytes * kColumns;
-      x += kGroup;
+      x += step;
     }
 #pragma GCC unroll 8
     for (int m = 0; m < NM; m++)

@@ -1,0 +1,306 @@
+// Learning from nudged activations on all threads: batches of blocks of pairs, and the sums of their votes.
+//
+// Notable: a batch runs in two phases. First every block takes its pairs through all their tokens and keeps their
+// inputs (nudge.h). Then each job sums some rows of some matrices over all blocks of the batch, with K = pairs x
+// tokens, into the one result. So sums need no copy for each thread, and the memory does not grow with the population.
+#include <algorithm>
+#include <vector>
+
+#include "engine.h"
+#include "workspace.h"
+
+namespace nanoegg {
+namespace {
+
+// k summed at a time: 64 rows of w xi then stay in L2, and their int32 sums are exact.
+constexpr size_t kSpan = 2048;
+
+void carve(Carver& c, Kept& kept, const Shape& s, size_t count, bool head_is_nudged) {
+  kept.count = count;
+  kept.depth = padded(count);
+  const size_t blocks = head_is_nudged ? coin_blocks_per_token(s) : first_coin_block(s, kNodeHead, 0);
+  const size_t errors = head_is_nudged ? 0 : padded(s.vocab);
+  c.take(kept.inputs, all_inputs(s) * kept.depth);
+  c.take(kept.coins, blocks * kept.depth);
+  c.take(kept.bytes, kept.depth);
+  c.take(kept.own, kept.depth);
+  c.take(kept.later, kept.depth);
+  c.take(kept.low, errors * kept.depth);
+  c.take(kept.high, errors * kept.depth);
+  c.take(kept.squared_errors, errors);
+}
+
+void carve(Carver& c, PairBlock& p, const Shape& s, int pairs, size_t tokens) {
+  carve(c, p.members, s, 2 * pairs, nullptr);
+  const size_t vocab = padded(s.vocab), blocks = coin_blocks_per_token(s);
+  p.window = std::max<size_t>(1, std::min(tokens, 256 / blocks));
+  c.take(p.words, pairs * p.window * blocks + 16);
+  c.take(p.row, std::max(padded(4 * s.width), vocab));
+  c.take(p.group, kMaxGroup * all_inputs(s));
+  c.take(p.digits, 2 * kMaxGroup * vocab);
+  c.take(p.errors, 3 * vocab);
+  c.take(p.squares, vocab);
+  c.take(p.differences, tokens * pairs);
+  c.take(p.following, pairs);
+}
+
+template <class T, class... Arguments>
+size_t bytes_of(Arguments... arguments) {
+  Carver c;
+  T t{};
+  carve(c, t, arguments...);
+  return c.used;
+}
+
+// The nudge for each entry of a row of `size`, and zeros to its end.
+Buffer nudge_row(int nudge, int size) {
+  Buffer row(padded(size));
+  std::fill_n(row.as<int8_t>(), size, (int8_t)nudge);
+  return row;
+}
+
+struct Matrix {
+  int leaf, node, input;
+};
+constexpr Matrix kMatrices[] = {{kWf, kNodeF, kInputY},     {kUf, kNodeF, kInputState}, {kWh, kNodeC, kInputY},
+                                {kUh, kNodeC, kInputG},     {kMlp0, kNodeA, kInputQ},   {kMlp1, kNodeB, kInputA},
+                                {kHead, kNodeHead, kInputY}};
+
+// A part of the sums that one thread computes over all blocks of a batch.
+struct Job {
+  enum Kind { kVotes, kErrors, kSquares, kEmbedding } kind;
+  int layer;
+  int node;       // of the votes
+  int chunk;      // of kPad rows of the votes, or entries of the embedding
+  int begin, end; // rows of the chunk
+  Matrix matrix;  // of the squares
+};
+
+struct Summer {
+  const Isa& isa;
+  const NudgeTask& task;
+  const Shape& shape;
+  const std::vector<Kept>& blocks;
+  const std::vector<int8_t>& ones;
+  const int* stop;
+
+  bool by_error() const { return task.head_nudge == 0; }
+
+  std::vector<Job> jobs(int threads) const {
+    std::vector<Job> list;
+    int chunks = 0;
+    const auto rows = [&](Job::Kind kind, int layer, int node, int parts) {
+      const int size = node_size(shape, node);
+      for (int first = 0; first < size; first += (int)kPad, chunks++) {
+        const int n = std::min((int)kPad, size - first), each = (n + parts - 1) / parts;
+        for (int begin = 0; begin < n; begin += each)
+          list.push_back({kind, layer, node, first / (int)kPad, begin, std::min(begin + each, n), {}});
+      }
+    };
+    // Whole chunks, because the parts of one all compute its w xi; unless they are too few for the threads.
+    for (const int parts : {1, 4}) {
+      list.clear();
+      chunks = 0;
+      for (const int node : {kNodeB, kNodeF, kNodeC, kNodeA})
+        for (int layer = 0; layer < shape.layers; layer++) rows(Job::kVotes, layer, node, parts);
+      rows(by_error() ? Job::kErrors : Job::kVotes, shape.layers, kNodeHead, parts);
+      if (chunks >= 2 * threads) break;
+    }
+    for (const Matrix& m : kMatrices) {
+      if (m.leaf == kWf) continue; // its squares are Wh's
+      const int layers = m.leaf == kHead ? 1 : shape.layers;
+      for (int layer = 0; layer < layers; layer++)
+        list.push_back({Job::kSquares, m.leaf == kHead ? shape.layers : layer, 0, 0, 0, 0, m});
+    }
+    for (int chunk = 0; chunk < (int)coin_blocks(shape, kNodeEmb); chunk++)
+      list.push_back({Job::kEmbedding, 0, kNodeEmb, chunk, 0, 0, {}});
+    return list;
+  }
+
+  void run(const Job& job) const {
+    switch (job.kind) {
+      case Job::kVotes:
+      case Job::kErrors: return votes(job);
+      case Job::kSquares: return squares(job);
+      default: return embedding(job);
+    }
+  }
+
+  // clip(d) where only the token's own score can depend on the node, else clip(R).
+  const int8_t* credit(const Kept& kept, int layer, int node) const {
+    const bool own = node == kNodeHead || (layer == shape.layers - 1 && (node == kNodeA || node == kNodeB));
+    return own ? kept.own : kept.later;
+  }
+
+  // The sums of a matrix's part of one layer.
+  template <class T>
+  static T* part(T* sums, int leaf, int layer, size_t size) {
+    return sums + (is_layered(leaf) ? layer * size : 0);
+  }
+
+  void votes(const Job& job) const {
+    std::vector<int8_t> rows(job.kind == Job::kVotes ? kPad * kSpan : 0);
+    int32_t totals[kPad];
+    for (const Kept& kept : blocks) {
+      for (size_t first = 0; first < kept.count; first += kSpan) {
+        if (is_set(stop)) return;
+        const size_t count = std::min(kSpan, kept.count - first);
+        if (job.kind == Job::kErrors) {
+          for (const auto& [digits, scale] : {std::pair{kept.low, 1}, std::pair{kept.high, 128}}) {
+            const int8_t* part = digits + job.chunk * kPad * kept.depth + first * kPad;
+            isa.sums.row_totals(part, count, totals);
+            products(job, kept, first, count, part, totals, scale);
+          }
+        } else {
+          const uint64_t* coins = kept.coins + (first_coin_block(shape, job.node, job.layer) + job.chunk) * kept.depth;
+          isa.sums.coin_rows(coins + first, credit(kept, job.layer, job.node) + first, count, rows.data(), totals);
+          products(job, kept, first, count, rows.data(), totals, 1);
+          biases(job, totals);
+        }
+      }
+    }
+  }
+
+  // Adds the products of rows with all inputs of the node.
+  void products(const Job& job, const Kept& kept, size_t first, size_t count, const int8_t* rows, const int32_t* totals,
+                int scale) const {
+    for (const Matrix& m : kMatrices) {
+      if (m.node != job.node) continue;
+      const int inputs = leaf_cols(shape, m.leaf);
+      int64_t* z = part(task.z[m.leaf], m.leaf, job.layer, (size_t)leaf_rows(shape, m.leaf) * inputs);
+      isa.sums.products(rows, totals, job.begin, job.end - job.begin,
+                        kept.inputs + input_offset(shape, m.input, job.layer) * kept.depth, inputs, kept.depth, first,
+                        count, scale, z + (job.chunk * kPad + job.begin) * inputs);
+    }
+  }
+
+  void biases(const Job& job, const int32_t* totals) const {
+    if (job.node != kNodeF && job.node != kNodeC) return;
+    const int leaf = job.node == kNodeF ? kBf : kBh;
+    int64_t* z = part(task.z[leaf], leaf, job.layer, shape.width) + job.chunk * kPad;
+    for (int i = job.begin; i < job.end; i++) z[i] += totals[i];
+  }
+
+  void squares(const Job& job) const {
+    const Matrix& m = job.matrix;
+    const int inputs = leaf_cols(shape, m.leaf);
+    std::vector<int64_t> s(inputs);
+    for (const Kept& kept : blocks) {
+      if (is_set(stop)) return;
+      const int8_t* w = m.leaf == kHead && by_error() ? ones.data() : credit(kept, job.layer, m.node);
+      isa.sums.squares(kept.inputs + input_offset(shape, m.input, job.layer) * kept.depth, inputs, kept.depth,
+                       kept.count, w, s.data());
+    }
+    for (const int leaf : {m.leaf, m.leaf == kWh ? (int)kWf : -1})
+      for (int i = 0; leaf >= 0 && i < inputs; i++) part(task.s[leaf], leaf, job.layer, inputs)[i] += s[i];
+  }
+
+  void embedding(const Job& job) const {
+    const int first = job.chunk * (int)kPad, n = std::min((int)kPad, shape.width - first);
+    for (const Kept& kept : blocks) {
+      if (is_set(stop)) return;
+      isa.sums.by_byte(kept.coins + job.chunk * kept.depth, kept.later, kept.bytes, kept.count, n, shape.width,
+                       task.z[kEmb] + first);
+    }
+  }
+
+  // What takes no time: the squares of credit alone and of errors.
+  void small_sums() const {
+    for (const Kept& kept : blocks) {
+      int64_t total = 0;
+      for (size_t k = 0; k < kept.count; k++) {
+        const int32_t square = kept.later[k] * kept.later[k];
+        total += square;
+        task.s[kEmb][kept.bytes[k]] += square;
+      }
+      for (int layer = 0; layer < shape.layers; layer++)
+        for (const int leaf : {kBf, kBh}) task.s[leaf][layer] += total;
+      for (int o = 0; by_error() && o < shape.vocab; o++) task.squared_errors[o] += kept.squared_errors[o];
+    }
+  }
+};
+
+// How the pairs are divided: `batches` of at most `blocks` blocks of at most `pairs` pairs.
+struct Plan {
+  size_t batches, blocks;
+  int pairs;
+};
+
+// As many pairs a block as score() takes, if what they keep fits the budget: 64 MB, and 16 MB a thread. A batch has a
+// block a thread, or more as long as they keep little. Where a pair alone exceeds the budget (at a width of 64 a pair
+// keeps 1.4 kB a token, so beyond 60,000 tokens), a batch is one pair.
+Plan make_plan(const Shape& s, const NudgeTask& task, int threads, int block) {
+  const size_t budget = ((size_t)64 << 20) + ((size_t)threads << 24), little = (size_t)16 << 20;
+  const bool head_is_nudged = task.head_nudge > 0;
+  const auto bytes = [&](size_t pairs) { return bytes_of<Kept>(s, pairs * task.tokens, head_is_nudged); };
+  size_t pairs = std::max(1, (block > 0 ? block : 48) / 2);
+  pairs = std::min(pairs, (task.pairs + threads - 1) / threads);
+  while (pairs > 1 && threads * bytes(pairs) > budget) pairs--;
+  size_t blocks = std::max<size_t>(1, std::min<size_t>(threads, budget / bytes(pairs)));
+  blocks = std::max(blocks, little / bytes(pairs) / threads * threads);
+  const size_t batches = (task.pairs + blocks * pairs - 1) / (blocks * pairs);
+  // Evenly.
+  const size_t per_batch = (task.pairs + batches - 1) / batches;
+  blocks = std::min(blocks, per_batch);
+  return {batches, blocks, (int)((per_batch + blocks - 1) / blocks)};
+}
+
+} // namespace
+
+void nudge(const Weights& weights, const NudgeTask& task, int threads, int block, const Poll& poll) {
+  threads = choose_threads(threads);
+  if (task.pairs == 0 || task.tokens == 0) return;
+  const Shape& shape = weights.model().shape;
+  const bool head_is_nudged = task.head_nudge > 0;
+  const Plan plan = make_plan(shape, task, threads, block);
+  const size_t T = task.tokens, state = 2 * (size_t)shape.layers * shape.width;
+
+  const size_t kept_bytes = bytes_of<Kept>(shape, plan.pairs * T, head_is_nudged);
+  std::vector<Buffer> memory(plan.blocks), workspaces(std::min<size_t>(threads, plan.blocks));
+  for (Buffer& m : memory) m = Buffer(kept_bytes);
+  for (Buffer& w : workspaces) w = Buffer(bytes_of<PairBlock>(shape, plan.pairs, T));
+  const Buffer nudges = nudge_row(task.nudge, shape.width), hidden_nudges = nudge_row(task.nudge, 4 * shape.width),
+               logit_nudges = nudge_row(task.head_nudge, shape.vocab);
+  const std::vector<int8_t> ones(padded(plan.pairs * T), 1);
+
+  int stop = 0;
+  for (size_t batch = 0; batch < plan.batches; batch++) {
+    const size_t first = task.pairs * batch / plan.batches, pairs = task.pairs * (batch + 1) / plan.batches - first;
+    std::vector<Kept> kept(std::min(plan.blocks, pairs));
+    parallel(threads, kept.size(), &stop, poll, [&](size_t job, int thread) {
+      const size_t from = first + pairs * job / kept.size(), to = first + pairs * (job + 1) / kept.size();
+      PairBlock p{};
+      Carver workspace{workspaces[thread].data()}, keeper{memory[job].data()};
+      carve(workspace, p, shape, plan.pairs, T);
+      carve(keeper, p.kept, shape, (to - from) * T, head_is_nudged);
+      p.members.model = &weights.model();
+      p.members.members = 2 * (int)(to - from);
+      p.members.tokens = T;
+      p.members.inputs = task.inputs + from * T;
+      p.members.targets = task.targets + from * T;
+      p.members.states = task.states + from * state;
+      p.members.scores = task.scores + 2 * from;
+      p.members.stop = &stop;
+      p.key = task.key;
+      p.first_pair = task.first_pair + from;
+      p.pairs = (int)(to - from);
+      p.credit_decay = task.credit_decay;
+      p.head_is_nudged = head_is_nudged;
+      p.nudges = nudges.as<int8_t>();
+      p.hidden_nudges = hidden_nudges.as<int8_t>();
+      p.logit_nudges = logit_nudges.as<int8_t>();
+      if (!head_is_nudged) std::fill_n(p.kept.squared_errors, padded(shape.vocab), 0);
+      // Credit of 0 where there is no pair: the tail of the last group.
+      std::fill(p.kept.own + p.kept.count, p.kept.own + p.kept.depth, 0);
+      std::fill(p.kept.later + p.kept.count, p.kept.later + p.kept.depth, 0);
+      weights.isa().run_pairs(p);
+      kept[job] = p.kept;
+    });
+    const Summer summer{weights.isa(), task, shape, kept, ones, &stop};
+    const std::vector<Job> jobs = summer.jobs(threads);
+    parallel(threads, jobs.size(), &stop, poll, [&](size_t job, int) { summer.run(jobs[job]); });
+    summer.small_sums();
+  }
+}
+
+} // namespace nanoegg

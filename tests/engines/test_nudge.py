@@ -1,0 +1,151 @@
+"""`CPUEngine.nudge` against the MLX engine, which is the definition, and the recorded traces, on every instruction set.
+Results do not depend on threads, blocks and instruction sets."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from nanoegg_mlx import Config
+from nanoegg_mlx.core.activations import Moments, Nudged, flatten
+from nanoegg_mlx.engines import make_engine
+from tests import test_golden
+from tests.engines.inputs import ISAS, native, numbers, random_params
+from tests.traces import NUDGED_NAMES
+
+WIDTHS = (1, 2, 33, 63, 64, 65, 130)
+
+
+def assert_same(left: Nudged, right: Nudged, what: Any = "") -> None:
+    """Equal to the last bit, and the sums in the same order: ranks add them as one array."""
+    assert np.array_equal(left.scores, right.scores), what
+    assert left.scores.dtype == right.scores.dtype == np.int64
+    assert np.array_equal(left.states, right.states) and left.states.dtype == right.states.dtype, what
+    for a, b in zip(left.sums, right.sums, strict=True):
+        assert list(a) == list(b)
+        for name in a:
+            assert a[name].dtype == b[name].dtype == mx.int64, name
+            assert a[name].shape == b[name].shape, name
+            assert np.array_equal(np.array(a[name]), np.array(b[name])), (what, name)
+
+
+def random_config(rng: np.random.Generator, width: int) -> Config:
+    return Config(
+        perturb="activations",
+        n_layer=int(rng.integers(1, 4)),
+        n_embd=width,
+        vocab_size=int(rng.choice([5, 130, 256])),
+        population=2 * int(rng.integers(1, 21)),
+        tokens_per_update=int(rng.integers(1, 21)),
+        nudge=int(rng.choice([1, 2, 5, 64])),
+        head_nudge=int(rng.choice([1, 4, 64])),
+        credit_decay=int(rng.integers(0, 16)),
+        head_rule=str(rng.choice(["error", "perturb"])),
+        seed=int(rng.integers(2**63)),
+        engine="cpu",
+        threads=int(rng.integers(1, 4)),
+        chunk=int(rng.choice([0, 0, 2, 4, 6, 1000])),
+    )
+
+
+def random_arguments(rng: np.random.Generator, config: Config) -> tuple[Any, ...]:
+    """Parameters, members (not always from 0 on), epoch, text with zero bytes, and states."""
+    first = 2 * int(rng.integers(0, config.pairs))
+    members = range(first, config.population)
+    text = rng.integers(0, config.vocab_size, (2, len(members) // 2, config.tokens_per_update)).astype(np.uint8)
+    text[0][rng.random(text[0].shape) < 0.1] = 0
+    params = {name: mx.array(value) for name, value in random_params(rng, config).items()}
+    states = numbers(rng, len(members), config.n_layer, config.n_embd)
+    return params, members, int(rng.integers(0, 1000)), text[0], text[1], states
+
+
+@pytest.mark.parametrize("number", range(4))
+@pytest.mark.parametrize("width", WIDTHS)
+def test_random_runs_equal_the_definition(width: int, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng([width, number])
+    config = random_config(rng, width)
+    arguments = random_arguments(rng, config)
+    expected = make_engine(config.replace(engine="mlx", chunk=0)).nudge(*arguments)
+    for isa in ISAS:
+        monkeypatch.setenv("NANOEGG_ISA", isa)
+        assert_same(make_engine(config).nudge(*arguments), expected, (isa, config))
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("name", NUDGED_NAMES)
+def test_traces(name: str, isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NANOEGG_ISA", isa)
+    test_golden.test_trace_of_nudged_activations(name, "cpu")
+
+
+def test_threads_and_blocks_decide_nothing() -> None:
+    config = Config(
+        perturb="activations", n_layer=2, n_embd=20, population=102, tokens_per_update=37, vocab_size=90, engine="cpu"
+    )
+    arguments = random_arguments(np.random.default_rng(1), config)
+    for head_rule in ("error", "perturb"):
+        runs = [
+            make_engine(config.replace(threads=threads, chunk=chunk, head_rule=head_rule)).nudge(*arguments)
+            for threads in (1, 2, 7)
+            for chunk in (0, 1, 2, 3, 10, 26, 1000)
+        ]
+        for run in runs[1:]:
+            assert_same(run, runs[0])
+
+
+def test_parts_of_a_population_add_up() -> None:
+    config = Config(perturb="activations", n_layer=1, n_embd=9, population=20, tokens_per_update=6, engine="cpu")
+    rng = np.random.default_rng(2)
+    params, _, epoch, _, _, _ = random_arguments(rng, config)
+    text = rng.integers(0, 256, (2, 10, 6)).astype(np.uint8)
+    states = numbers(rng, 20, 1, 9)
+    engine = make_engine(config)
+    whole = engine.nudge(params, range(20), epoch, *text, states)
+    parts = [
+        engine.nudge(params, members, epoch, *text[:, members.start // 2 : members.stop // 2], states[members])
+        for members in (slice(0, 6), slice(6, 20))
+        for members in [range(20)[members]]
+    ]
+    assert np.array_equal(np.concatenate([part.scores for part in parts]), whole.scores)
+    assert np.array_equal(np.concatenate([part.states for part in parts]), whole.states)
+    total = flatten(parts[0].sums) + flatten(parts[1].sums)
+    assert np.array_equal(np.array(total), np.array(flatten(whole.sums)))
+
+
+def test_sums_beyond_32_bits() -> None:
+    """Every credit, coin and input at its limit for more pairs at tokens than an int32 sum of them could hold."""
+    config = Config(
+        perturb="activations",
+        n_layer=1,
+        n_embd=1,
+        vocab_size=2,
+        population=2,
+        tokens_per_update=140_000,
+        engine="cpu",
+        head_rule="perturb",
+        head_nudge=64,
+        credit_decay=15,
+    )
+    params = {name: mx.array(value) for name, value in random_params(np.random.default_rng(3), config).items()}
+    params |= {name: mx.full(params[name].shape, 127, mx.int8) for name in ("head", "emb", "ln_out.weight")}
+    text = np.ones((2, 1, 140_000), np.uint8)
+    states = np.zeros((2, 1, 1), np.int8)
+    runs = []
+    for isa in ISAS:
+        weights = native.Weights({name: np.array(value) for name, value in params.items()}, isa=isa)
+        runs.append(native.nudge(weights, text[0], text[1], states, key=(1, 2), head_nudge=64, credit_decay=15))
+    for run in runs[1:]:
+        for a, b in zip(run[2:], runs[0][2:], strict=True):
+            assert all(np.array_equal(a[name], b[name]) for name in a)
+    assert runs[0][3]["head"].max() > 2**31
+
+
+def test_moments_have_the_definition_s_names() -> None:
+    config = Config(perturb="activations", n_layer=1, n_embd=4, population=4, tokens_per_update=2)
+    arguments = random_arguments(np.random.default_rng(4), config)
+    for rule in ("error", "perturb"):
+        sums = make_engine(config.replace(engine="cpu", head_rule=rule)).nudge(*arguments).sums
+        assert isinstance(sums, Moments) and ("head.E" in sums.S) == (rule == "error")
