@@ -83,7 +83,7 @@ def complete(run: Path) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--minutes", type=float, default=30, help="(default: 30)")
-    parser.add_argument("--config", default="configs/quickstart.toml", help="(default: configs/quickstart.toml)")
+    parser.add_argument("--config", default="configs/quickstart-weights.toml", help="(default: %(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all figures to this file")
     parser.add_argument("options", nargs="*", help="more options of `nanoegg train`, after --")
     args = parser.parse_args()
