@@ -228,7 +228,7 @@ struct Plan {
 
 // As many pairs a block as score() takes, if what they keep fits the budget: 64 MB, and 16 MB a thread. A batch has a
 // block a thread, or more as long as they keep little. Where a pair alone exceeds the budget (at a width of 64 a pair
-// keeps 1.4 kB a token, so beyond 60,000 tokens), a batch is one pair.
+// keeps 1.2 kB a token, so two threads share the budget up to 40,000 tokens), a batch is fewer pairs than threads.
 Plan make_plan(const Shape& s, const NudgeTask& task, int threads, int block) {
   const size_t budget = ((size_t)64 << 20) + ((size_t)threads << 24), little = (size_t)16 << 20;
   const bool head_is_nudged = task.head_nudge > 0;

@@ -83,13 +83,20 @@ void coin_rows(const uint64_t* coins, const int8_t* w, size_t count, int8_t* row
   }
 }
 
-void row_totals(const int8_t* rows, size_t count, int32_t* totals) {
-  constexpr size_t G = Tile::kGroup;
-  __builtin_memset(totals, 0, kPad * sizeof *totals);
-  for (size_t k = 0; k < count; k += G, rows += kPad * G)
-    for (size_t i = 0; i < kPad; i++)
-      for (size_t j = 0; j < G; j++) totals[i] += rows[i * G + j];
+template <class T>
+inline void row_totals_of(const int8_t* rows, size_t count, int32_t* totals) {
+  constexpr size_t G = T::kGroup;
+  if constexpr (T::kBias != 0) {
+    T::group_totals(rows, whole_groups(count), kPad, totals);
+  } else {
+    __builtin_memset(totals, 0, kPad * sizeof *totals);
+    for (size_t k = 0; k < count; k += G, rows += kPad * G)
+      for (size_t i = 0; i < kPad; i++)
+        for (size_t j = 0; j < G; j++) totals[i] += rows[i * G + j];
+  }
 }
+
+void row_totals(const int8_t* rows, size_t count, int32_t* totals) { row_totals_of<Tile>(rows, count, totals); }
 
 void sum_products(const int8_t* rows, const int32_t* totals, int begin, int n, const uint8_t* x, int entries,
                   size_t depth, size_t first, size_t count, int32_t scale, int64_t* z) {

@@ -73,7 +73,7 @@ inline void hide(T& v) {
 //   multiply<NV, NM>(...)   raw products of NV vectors of outputs by NM members; x + m stride + g step is member m's
 //                           group g of inputs
 //   dot(b, x, n, sums)      sums[0] = b . x over n entries (a multiple of kPad); if kBias, sums[1] = sum x
-//   sum(x, n)               sum x, only if kBias
+//   sum(x, n)               sum x, only if kBias; likewise group_totals
 //   exp2_sum, flip, pow2    see Tables
 //   peak(rounds)            see Isa
 template <class Vector>
@@ -156,6 +156,17 @@ struct VectorTile : Tables {
     Sums total = Vector::start(0);
     for (size_t i = 0; i < n; i += kBytes) total = Vector::multiply_add(total, Vector::ones(), Vector::load(x + i));
     return Vector::reduce(total);
+  }
+
+  // totals[i] = the sum of row i of `rows` rows that lie in groups of kGroup bytes, a group of each row in turn.
+  static void group_totals(const int8_t* x, int groups, size_t rows, int32_t* totals) {
+    for (size_t i = 0; i < rows; i += kLanes) {
+      Sums total = Vector::start(0);
+      const int8_t* p = x + i * kGroup;
+      for (int g = 0; g < groups; g++, p += rows * kGroup)
+        total = Vector::multiply_add(total, Vector::ones(), Vector::load(p));
+      Vector::store(totals + i, &total, 0);
+    }
   }
 
   static uint64_t peak(uint64_t rounds) {
