@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep import cache
+from data_prep.next_step import next_command
 from data_prep.options import add_arguments, check_name, choose_source
 from data_prep.pipeline import prepare
 from nanoegg_mlx.errors import InputError
@@ -33,17 +34,23 @@ def run(options: argparse.Namespace) -> int:
             manifest, outcome = prepare(source, options.out, name, options.force, options.quiet)
     except InputError as error:
         # Messages of other libraries, quoted in ours, may span several lines.
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        print("error:", _printable(" ".join(str(error).split())), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("Interrupted; no cache was made.", file=sys.stderr)
         return 130
     if not options.quiet:
-        print(f"{name}: {outcome}")
-        print(table(manifest, options.out))
-        for remark in source.remarks + remarks(manifest):
-            print(remark)
+        lines = [f"{name}: {outcome}", table(manifest, options.out), *source.remarks, *remarks(manifest)]
+        if command := next_command(manifest, options.out):
+            lines.append(f"Next: {command}")
+        print(_printable("\n".join(lines)))
     return 0
+
+
+def _printable(text: str) -> str:
+    """Escapes characters that the terminal's encoding lacks, and bytes of file names that are not UTF-8."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
 def table(manifest: dict[str, Any], folder: Path) -> str:

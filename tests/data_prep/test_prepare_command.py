@@ -18,6 +18,7 @@ def folder(tmp_path, monkeypatch) -> Path:
     Path("bad.txt").write_bytes(b"abc\xff")
     Path("empty.txt").touch()
     Path("rows.jsonl").write_text('{"text": "a", "id": 1}\n{"text": null, "id": 2}\n')
+    Path("one.jsonl").write_text('{"text": "a"}\n')
     Path("bad.jsonl").write_text('{"text": "a"}\n{"text": \n')
     Path("bad.parquet").write_bytes(b"PAR1 and no more")
     Path("table.csv").write_text("text\na\n")
@@ -38,7 +39,7 @@ def folder(tmp_path, monkeypatch) -> Path:
         ("--train good.txt bad.parquet", "The file bad.parquet cannot be read ("),
         ("--train empty.txt", "The train split has no text; it must have some"),
         ("--train good.txt --valid empty.txt", "The valid split has no text (documents in train: 1); "),
-        ("--source good.txt --valid-fraction 0", "The test split has no documents (documents in train: 1); "),
+        ("--source one.jsonl --valid-fraction 0", "The test split has no documents (documents in train: 1); "),
         ("--source rows.jsonl --column body", "The file rows.jsonl has no column 'body' (its first row has "
          "'text', 'id'); --column must name the key"),
         ("--source rows.jsonl --column id", "The file rows.jsonl holds a number, not text, under 'id' in "),
