@@ -171,9 +171,7 @@ def _decompressed(file: BinaryIO, source: Input, size: int) -> Iterator[bytes]:
         raise EOFError
     if members > 1 and not blocked:
         what = "gzip members" if source.codec == "gzip" else "zstd frames"
-        source.remark(
-            f"{source.name} consists of {members} {what}; whether more were cut off at its end cannot be detected."
-        )
+        source.remark(f"{source.name} has {members} {what}; whether more were cut off at its end cannot be detected.")
 
 
 def _window() -> int:
