@@ -111,8 +111,8 @@ def _arrays(data: "Dataset", column: str, label: str) -> Iterator[pa.Array]:
 
 
 def stored_bytes(data: "Dataset") -> int:
-    """Returns the size of the data set's Arrow files in bytes."""
-    return sum(Path(file["filename"]).stat().st_size for file in data.cache_files)
+    """Returns the size of the data set's Arrow files, or of its tables in memory, in bytes."""
+    return sum(Path(file["filename"]).stat().st_size for file in data.cache_files) or data.data.nbytes
 
 
 def fingerprint(data: "Dataset") -> str:

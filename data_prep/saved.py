@@ -42,6 +42,15 @@ def find_splits(folder: Path) -> dict[str, list[Path]] | None:
     return None
 
 
+def name_of(folder: Path) -> str:
+    """Returns the data set's name: NAME of a hub cache's datasets--OWNER--NAME, else the folder's."""
+    folder = folder.resolve()
+    for path in (folder, *folder.parents[:2]):
+        if path.name.startswith("datasets--"):
+            return path.name.rpartition("--")[2]
+    return folder.name
+
+
 def _saved_files(folder: Path) -> list[Path]:
     """Returns the files of a data set that save_to_disk wrote."""
     state = folder / "state.json"

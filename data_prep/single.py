@@ -65,13 +65,18 @@ def _range(file: BinaryIO, start: int, stop: int) -> Iterator[bytes]:
 
 
 def _cuts(file: BinaryIO, size: int, shares: list[float], name: str) -> list[int]:
-    """Returns where the parts begin, and the size. Raises InputError when there are more parts than characters."""
+    """Returns where the parts begin, and the size. Raises InputError when a part would have no character."""
     cuts, position = [0], 0.0
-    for number, share in enumerate(shares[:-1], 1):
+    for number, share in enumerate(shares[:-1]):
         position += share
-        # Each part keeps a character, of four bytes at most, for itself where the text has enough of them.
-        low, high = cuts[-1] + 1, size - (len(shares) - number)
-        cut = _boundary(file, min(max(round(position * size), low), high), low, high, share * size / 2)
+        low, high = cuts[-1] + 1, size - (len(shares) - number - 1)
+        target = min(max(round(position * size), low), high)
+        # Neither side may lose more than half of what it was to have.
+        near = min(share, shares[number + 1]) * size / 2
+        half = range(max(low, (cuts[-1] + target) // 2), min(high, (target + size) // 2) + 1)
+        cut = _boundary(file, target, half, near)
+        if cut is None:
+            cut = _boundary(file, target, range(low, high + 1), near)
         if cut is None:
             raise InputError(
                 f"{name} has {size} bytes; it must have more to be split into {len(shares)} parts (--valid-fraction 0 "
@@ -81,17 +86,17 @@ def _cuts(file: BinaryIO, size: int, shares: list[float], name: str) -> list[int
     return [*cuts, size]
 
 
-def _boundary(file: BinaryIO, target: int, low: int, high: int, line_reach: float) -> int | None:
-    """Returns the best place for a cut from low to high, None if there is none.
+def _boundary(file: BinaryIO, target: int, allowed: range, near: float) -> int | None:
+    """Returns the best allowed place for a cut, None if there is none.
 
-    The nearest beginning of a line, at most line_reach away; otherwise of a word; otherwise of a character.
+    The nearest beginning of a line, at most `near` bytes away; otherwise of a word; otherwise of a character.
     """
-    start = max(target - _REACH, low - 1)
+    start = max(target - _REACH, allowed.start - 1)
     file.seek(start)
-    text = file.read(max(min(target + _REACH, high + 1) - start, 0))
-    for pattern, reach in ((rb"\n", line_reach), (rb"\s", _REACH), (rb"(?s:.)(?![\x80-\xbf])", _REACH)):
+    text = file.read(max(min(target + _REACH, allowed.stop) - start, 0))
+    for pattern, reach in ((rb"\n", near), (rb"\s", _REACH), (rb"(?s:.)(?![\x80-\xbf])", _REACH)):
         ends = (start + match.end() for match in re.finditer(pattern, text))
-        found = [end for end in ends if low <= end <= high and abs(end - target) <= reach]
+        found = [end for end in ends if end in allowed and abs(end - target) <= reach]
         if found:
             return min(found, key=lambda end: abs(end - target))
     return None

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from data_prep import hub, single
+from data_prep import hub, saved, single
 from data_prep.cache import SPLITS
 from data_prep.files import File, find, fingerprint, refuse_twice, text_size, walk
 from data_prep.formats import read_table, read_text
@@ -215,7 +215,7 @@ def saved_source(
     carve = Fractions(fractions.get("valid", 0), fractions.get("test", 0))
     files = [(file, split) for split, name in names.items() for path in found[name] for file in find(path)]
     return Source(
-        name=folder.resolve().name.split("--")[-1],
+        name=saved.name_of(folder),
         request={
             "source": [str(folder.resolve())],
             "column": column,

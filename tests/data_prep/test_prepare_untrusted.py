@@ -306,9 +306,7 @@ def test_pipes(tmp_path, start, content):
         for source in ("/dev/stdin", str(tmp_path / "fifo.x")):
             if source != "/dev/stdin":
                 os.mkfifo(source)
-                feeder = start(
-                    "-c", "import sys; open(sys.argv[1], 'wb').write(open(sys.argv[2], 'rb').read())", source, path
-                )
+                feeder = start("-c", feed, source, path)
             file.seek(0)
             process = start("-c", script, "--train", source, "--out", tmp_path / "out", "--force", stdin=file)
             _, err = process.communicate(timeout=60)
