@@ -68,7 +68,7 @@ def _checked(block: bytes, rows: int, name: str) -> tuple[bytes, int]:
         ends = _line_ends(data)
         if (data[ends - 1] == ord("}")).all() and (data[ends[:-1] + 1] == ord("{")).all():
             return block, len(ends)
-    lines = [line for line in (line.strip() for line in block.split(b"\n")) if line]
+    lines = [line for line in (line.strip(b" \t\r") for line in block.split(b"\n")) if line]
     for number, line in enumerate(lines):
         if not (line.startswith(b"{") and line.endswith(b"}")):
             raise InputError(_wrong_line(lines, number, rows + number, name))

@@ -32,6 +32,7 @@ examples (%(prog)s ...):
   --source minipile                               the data set that nano-egg learns from
   --source hub:OWNER/NAME --column content        another data set of the hub
   --source notes/ --valid-fraction 0.1            a folder of files, split by a hash of their paths
+  --source input.txt                              one text file, split by position
   --train a.jsonl.gz --valid b.txt --test c.txt   files for each split
 """
 
@@ -53,7 +54,8 @@ def _add_source_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         metavar="SOURCE",
         help="python-stdlib (the *.py files of this Python's library, the default), minipile, hub:OWNER/NAME, or paths "
-        f"of files and folders ({KNOWN}); a text file is one document, in other files each row is one",
+        f"of files, pipes and folders ({KNOWN}; also data sets that save_to_disk wrote); a text file is one document, "
+        "in other files each row is one",
     )
     source.add_argument("--column", metavar="NAME", help="the column or JSON key that holds the text (default: text)")
     source.add_argument("--config", metavar="NAME", help="configuration of a hub data set (default: its own)")
@@ -75,7 +77,8 @@ def _add_split_arguments(parser: argparse.ArgumentParser) -> None:
             type=float,
             metavar="PART",
             help=f"the part of the documents that goes to {split}, by a hash of file path and row; 0 leaves the split "
-            f"out (default: {FRACTION}, or a hub data set's own split)",
+            f"out (default: {FRACTION}, or a data set's own split). A single text file is split by position (default: "
+            f"{SINGLE_FRACTION if split == 'valid' else 0})",
         )
 
 
