@@ -20,6 +20,9 @@ from nanoegg_mlx.errors import InputError
 if TYPE_CHECKING:
     from data_prep.sources import Fractions, Source
 
+SPLIT = "by position"
+"""Marks the request of a document that was split so."""
+
 _REACH = 1 << 16
 """Bytes on either side of the asked position in which a boundary is looked for."""
 

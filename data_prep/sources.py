@@ -152,7 +152,7 @@ def files_source(paths: list[Path], column: str, fractions: Fractions, by_positi
     request: dict[str, Any] = {"source": _shown(paths, files), "column": column}
     if len(files) == 1 and files[0].content.kind == "text":
         parts = by_position or fractions
-        read, request["split"] = partial(single.read, files[0].content, parts), "by position"
+        read, request["split"] = partial(single.read, files[0].content, parts), single.SPLIT
     else:
         parts, read = fractions, partial(_read_files, [(file, None) for file in files], column, fractions)
     request |= {

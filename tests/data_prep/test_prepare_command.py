@@ -1,6 +1,9 @@
 """The command: exit codes, one line for each error, the table."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,6 +11,8 @@ import pytest
 from data_prep.__main__ import main
 from data_prep.options import add_arguments
 from data_prep.sources import row_hashes
+
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
 
 
 @pytest.fixture
@@ -132,3 +137,23 @@ def test_as_a_module(folder, start):
     process = start("-m", "data_prep", "--source", "gone", cwd=folder)
     assert process.communicate(timeout=60)[1].startswith("error: The source 'gone' does not exist")
     assert process.returncode == 2
+
+
+@pytest.mark.parametrize("streams", ["2>&-", ">&-", "<&-", "2>&- >&- <&-", "| true"])
+def test_closed_streams(folder, start, streams):
+    for number, text in enumerate(("good.txt", "rows.jsonl")):
+        command = f'"$0" -m data_prep --train {text} --out out{number} {streams}; exit ${{PIPESTATUS[0]}}'
+        assert subprocess.run(["bash", "-c", command, sys.executable], env=ENVIRONMENT, cwd=folder).returncode == 0
+        assert main(["--check", "--name", "local", "--out", f"out{number}"]) == 0
+    command = f'"$0" -m data_prep --train bad.jsonl --out out2 {streams}; exit ${{PIPESTATUS[0]}}'
+    assert subprocess.run(["bash", "-c", command, sys.executable], env=ENVIRONMENT, cwd=folder).returncode == 2
+    assert not Path("out2").exists()
+
+
+def test_an_ascii_terminal(folder):
+    Path("café").mkdir()
+    Path("café/a.txt").write_text("x")
+    ascii_only = ENVIRONMENT | {"PYTHONIOENCODING": "ascii"}
+    options = ["--source", "café", "--valid-fraction", "0", "--test-fraction", "0", "--out", "é"]
+    done = subprocess.run([sys.executable, "-m", "data_prep", *options], env=ascii_only, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "") and "caf\\xe9: prepared in \\xe9\n" in done.stdout
