@@ -180,11 +180,14 @@ def input_errors(name: str) -> Iterator[None]:
     """Turns errors of the system and of Arrow into an InputError whose subject is `name`."""
     try:
         yield
+    except InputError:
+        raise
     except FileNotFoundError:
         raise InputError(f"{name} does not exist; it must exist until all text is read.") from None
     except PermissionError:
         raise InputError(f"{name} cannot be read (permission denied); it must be readable.") from None
-    except (OSError, pa.ArrowException, UnicodeDecodeError, MemoryError, OverflowError) as error:
+    except (OSError, pa.ArrowException, MemoryError, ArithmeticError, ValueError, TypeError, LookupError) as error:
+        # Damaged metadata reaches Python code of Arrow and NumPy too.
         reason = getattr(error, "strerror", None) or str(error).partition("\n")[0].rstrip(".")
         reason = reason or type(error).__name__
         raise InputError(

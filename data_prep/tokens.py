@@ -142,7 +142,8 @@ def _documents_with_nul(array: pa.Array, tokens: np.ndarray) -> int:
 
 def _offsets(array: pa.Array) -> np.ndarray:
     width = np.int64 if pa.types.is_large_string(array.type) else np.int32
-    return np.frombuffer(array.buffers()[1], width)[array.offset : array.offset + len(array) + 1]
+    # The buffer may be longer than the array, and end within an offset.
+    return np.frombuffer(array.buffers()[1], width, array.offset + len(array) + 1)[array.offset :]
 
 
 def _as_bytes(array: pa.Array) -> pa.Array:

@@ -19,6 +19,7 @@ from data_prep import formats, sources, streams
 from data_prep.__main__ import main
 from data_prep.formats import read_table
 from data_prep.isolation import isolated
+from data_prep.tokens import text_chunks
 from nanoegg_mlx.errors import InputError
 
 
@@ -157,6 +158,22 @@ def test_arrow_values_outside_their_data(tmp_path, capfd, damage):
     (tmp_path / "a.arrow").write_bytes(content)
     if damage == "view" and b"thir" + b"\xff\xff\xff\x7f" not in content:
         pytest.skip("the layout of views differs")
+    assert "a.arrow cannot be read (" in refused(tmp_path / "a.arrow", capfd)
+
+
+def test_a_buffer_of_offsets_that_ends_within_one():
+    buffers = [None, pa.py_buffer(np.array([0, 1, 3], "<i4").tobytes() + b"\x07"), pa.py_buffer(b"abb")]
+    (chunk,) = text_chunks(pa.Array.from_buffers(pa.string(), 2, buffers))
+    assert chunk.to_pylist() == ["a", "bb"]
+
+
+@pytest.mark.parametrize("error", [ValueError, TypeError, IndexError, ZeroDivisionError, MemoryError, pa.ArrowKeyError])
+def test_an_error_of_the_library_is_one_sentence(tmp_path, monkeypatch, capfd, error):
+    def fail(*_: object) -> None:
+        raise error("some reason\nand more")
+
+    monkeypatch.setattr(formats, "_arrays", fail)
+    (tmp_path / "a.arrow").write_bytes(b"x")
     assert "a.arrow cannot be read (" in refused(tmp_path / "a.arrow", capfd)
 
 
