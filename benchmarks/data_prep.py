@@ -4,8 +4,9 @@
 turns and reports medians, in MB of tokens per second:
 
 * convert: an Arrow column in memory to a token array in memory;
-* prepare: a Parquet file to a .npy cache on disk. For this package it includes the UTF-8 check, SHA-256, the manifest
-  and fsync; the plain loop does none of these.
+* prepare: a Parquet file to a .npy cache on disk. For this package it includes the child process that reads the file,
+  the UTF-8 check, SHA-256, the manifest and fsync; the plain side does none of these;
+* json: the same from JSON lines.
 
 The plain loop is `np.array([0] + list(text.encode()), dtype=np.uint8)` for each document, then np.concatenate. Both
 outputs are compared before the measurement.
@@ -70,6 +71,13 @@ def prepare_plain(file: Path, cache: Path) -> None:
     np.save(cache, convert_plain(pq.read_table(file, columns=["text"]).column("text")))
 
 
+def prepare_json_plain(file: Path, cache: Path) -> None:
+    """Writes the text of JSON lines to .npy with the plain loop."""
+    with open(file, encoding="utf-8") as lines:
+        documents = [json.loads(line)["text"] for line in lines]
+    np.save(cache, np.concatenate([np.array([0, *list(d.encode())], dtype=np.uint8) for d in documents]))
+
+
 def alternate(sides: list[Callable[[], object]], repeats: int) -> list[float]:
     """Returns the median seconds of each side, measured in turns."""
     seconds: list[list[float]] = [[] for _ in sides]
@@ -89,6 +97,9 @@ def measure(megabytes: float, repeats: int, folder: Path) -> list[dict[str, obje
         file = folder / f"{shape}.parquet"
         pq.write_table(pa.table({"text": column}), file)
         source = split_files_source({"train": [file]}, "text")
+        lines = folder / f"{shape}.jsonl"
+        lines.write_text("".join(json.dumps({"text": text}) + "\n" for text in column.to_pylist()))
+        json_source = split_files_source({"train": [lines]}, "text")
 
         tokens = convert_plain(column)
         assert np.array_equal(convert(column), tokens)
@@ -101,6 +112,10 @@ def measure(megabytes: float, repeats: int, folder: Path) -> list[dict[str, obje
             "prepare": [
                 partial(prepare, source, folder, "ours", force=True),
                 partial(prepare_plain, file, folder / "plain.npy"),
+            ],
+            "json": [
+                partial(prepare, json_source, folder, "ours", force=True),
+                partial(prepare_json_plain, lines, folder / "plain.npy"),
             ],
         }
         for task, sides in tasks.items():

@@ -4,11 +4,13 @@ Exit codes: 0 done, 2 bad input (one sentence on stderr), 130 interrupted.
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
-from data_prep import cache
+from data_prep import cache, single
+from data_prep.next_step import next_command
 from data_prep.options import add_arguments, check_name, choose_source
 from data_prep.pipeline import prepare
 from nanoegg_mlx.errors import InputError
@@ -23,6 +25,7 @@ def main(argv: list[str] | None = None, prog: str = "python -m data_prep") -> in
 
 def run(options: argparse.Namespace) -> int:
     """Prepares or checks the caches that the options name. Returns the exit code."""
+    _open_standard_streams()
     try:
         source = choose_source(options)
         name = options.name or source.name
@@ -33,17 +36,39 @@ def run(options: argparse.Namespace) -> int:
             manifest, outcome = prepare(source, options.out, name, options.force, options.quiet)
     except InputError as error:
         # Messages of other libraries, quoted in ours, may span several lines.
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        _say("error: " + " ".join(str(error).split()), sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("Interrupted; no cache was made.", file=sys.stderr)
+        _say("Interrupted; no cache was made.", sys.stderr)
         return 130
     if not options.quiet:
-        print(f"{name}: {outcome}")
-        print(table(manifest, options.out))
-        for remark in source.remarks + remarks(manifest):
-            print(remark)
+        lines = [f"{name}: {outcome}", table(manifest, options.out), *source.remarks, *remarks(manifest)]
+        if manifest["request"].get("split") == single.SPLIT and (command := next_command(manifest, options.out)):
+            lines.append(f"Next: {command}")
+        _say("\n".join(lines), sys.stdout)
     return 0
+
+
+def _open_standard_streams() -> None:
+    """Opens streams that the shell closed (`2>&-`), so that no cache gets the number of one."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+
+
+def _say(text: str, stream: TextIO) -> None:
+    """Prints a text, with characters that the stream cannot encode escaped. A reader who left is no error."""
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    try:
+        print(text.encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
+    except BrokenPipeError:
+        # Python flushes the stream once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def table(manifest: dict[str, Any], folder: Path) -> str:

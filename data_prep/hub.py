@@ -5,13 +5,14 @@ broken downloads, and the next run needs no network. The downloaded Arrow files 
 chunk, without the row interface of `datasets`. It is imported on first use, since the import takes a second.
 """
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from data_prep.formats import check_column, read_table
+from data_prep.formats import check_column, checked_arrays, read_table
 from nanoegg_mlx.errors import InputError
 
 if TYPE_CHECKING:
@@ -37,10 +38,15 @@ def load(repository: str, config: str | None, revision: str | None, progress: bo
     logging.set_verbosity_error()
     if not progress:
         datasets.disable_progress_bars()
+    # A local folder of the same name would be read in place of the hub's data set.
+    path = f"hf://datasets/{repository}" if Path(repository).exists() else repository
     try:
-        return datasets.load_dataset(repository, name=config, revision=revision)
+        return datasets.load_dataset(path, name=config, revision=revision)
     except Exception as error:
         # There is no common class: `datasets` raises its own errors, the HTTP client's and built-in ones.
+        if names := _configurations(str(error)):
+            given = f"has no configuration {config!r}" if config else "has several configurations"
+            raise InputError(f"The data set {repository} {given}; --config must name one of them: {names}.") from None
         reason = str(error).strip().partition("\n")[0][:160].rstrip(".: ") or type(error).__name__
         raise InputError(
             f"The data set {repository} is unavailable ({reason}); its name, --config, --revision and the network must "
@@ -48,7 +54,18 @@ def load(repository: str, config: str | None, revision: str | None, progress: bo
         ) from None
 
 
-def find_split(repository: str, data: "DatasetDict", split: str, named: str | None) -> str:
+def _configurations(message: str) -> str | None:
+    """Returns the names of configurations that a message of `datasets` lists, None if it lists none."""
+    listed = re.search(r"(?:available configs|Available): \[(.*?)\]", message, re.DOTALL)
+    return " ".join(listed[1].split()) if listed else None
+
+
+def has_split(data: Mapping[str, Any], split: str) -> bool:
+    """Returns whether the data set has the split 'train', 'valid' or 'test' by one of its usual names."""
+    return any(name in data for name in USUAL_NAMES[split])
+
+
+def find_split(repository: str, data: Mapping[str, Any], split: str, named: str | None) -> str:
     """Returns the data set's own name of the split 'train', 'valid' or 'test'.
 
     named: the name that the user gave, if any; otherwise the usual names are tried.
@@ -75,10 +92,9 @@ def read(data: "Dataset", column: str, label: str) -> Iterator[pa.Array]:
     """
     check_column(data.data.schema, column, label)
     rows = 0
-    for file in data.cache_files:
-        for array in read_table(Path(file["filename"]), column, label):
-            yield array
-            rows += len(array)
+    for array in _arrays(data, column, label):
+        yield array
+        rows += len(array)
     if rows != data.num_rows:
         raise InputError(
             f"{label} has {rows} rows on disk, not the declared {data.num_rows}; it must be removed from the cache of "
@@ -86,9 +102,17 @@ def read(data: "Dataset", column: str, label: str) -> Iterator[pa.Array]:
         )
 
 
+def _arrays(data: "Dataset", column: str, label: str) -> Iterator[pa.Array]:
+    if not data.cache_files:
+        # HF_DATASETS_IN_MEMORY_MAX_SIZE keeps small data sets in memory alone.
+        yield from checked_arrays(data.data.column(column).chunks, column, label)
+    for file in data.cache_files:
+        yield from read_table(Path(file["filename"]), column, label)
+
+
 def stored_bytes(data: "Dataset") -> int:
-    """Returns the size of the data set's Arrow files in bytes."""
-    return sum(Path(file["filename"]).stat().st_size for file in data.cache_files)
+    """Returns the size of the data set's Arrow files, or of its tables in memory, in bytes."""
+    return sum(Path(file["filename"]).stat().st_size for file in data.cache_files) or data.data.nbytes
 
 
 def fingerprint(data: "Dataset") -> str:

@@ -5,17 +5,20 @@ import re
 import sys
 from pathlib import Path
 
+from data_prep import saved
 from data_prep.cache import SPLITS
-from data_prep.formats import KNOWN
 from data_prep.sources import (
     FRACTION,
+    SINGLE_FRACTION,
     Fractions,
     Source,
     files_source,
     hub_source,
+    saved_source,
     split_files_source,
     stdlib_source,
 )
+from data_prep.streams import KNOWN
 from nanoegg_mlx.errors import InputError
 
 MINIPILE = "JeanKaddour/minipile"
@@ -29,6 +32,7 @@ examples (%(prog)s ...):
   --source minipile                               the data set that nano-egg learns from
   --source hub:OWNER/NAME --column content        another data set of the hub
   --source notes/ --valid-fraction 0.1            a folder of files, split by a hash of their paths
+  --source input.txt                              one text file, split by position
   --train a.jsonl.gz --valid b.txt --test c.txt   files for each split
 """
 
@@ -50,7 +54,8 @@ def _add_source_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         metavar="SOURCE",
         help="python-stdlib (the *.py files of this Python's library, the default), minipile, hub:OWNER/NAME, or paths "
-        f"of files and folders ({KNOWN}); a text file is one document, in other files each row is one",
+        f"of files, pipes and folders ({KNOWN}; also data sets that save_to_disk wrote); a text file is one document, "
+        "in other files each row is one",
     )
     source.add_argument("--column", metavar="NAME", help="the column or JSON key of the text (default: text)")
     source.add_argument("--config", metavar="NAME", help="configuration of a hub data set (default: its own)")
@@ -72,7 +77,8 @@ def _add_split_arguments(parser: argparse.ArgumentParser) -> None:
             type=float,
             metavar="PART",
             help=f"the part of the documents that goes to {split}, by a hash of file path and row; 0 leaves the split "
-            f"out (default: {FRACTION}, or a hub data set's own split)",
+            f"out (default: {FRACTION}, or a data set's own split). A single text file is split by position (default: "
+            f"{SINGLE_FRACTION if split == 'valid' else 0})",
         )
 
 
@@ -102,6 +108,8 @@ def choose_source(options: argparse.Namespace) -> Source:
         return _hub_source(options, repository, named, fractions)
     if options.config or options.revision:
         raise InputError("--config and --revision are given; they must be left out without a hub data set.")
+    if len(chosen) == 1 and (found := saved.find_splits(Path(chosen[0]))):
+        return saved_source(Path(chosen[0]), found, options.column or "text", _own_names(named), fractions)
     if named:
         if chosen or "train" not in named or fractions:
             raise InputError(
@@ -110,7 +118,7 @@ def choose_source(options: argparse.Namespace) -> Source:
             )
         paths = {split: [Path(path) for path in named[split]] for split in named}
         return split_files_source(paths, options.column or "text")
-    return _local_source(options, chosen, Fractions(fractions.get("valid", FRACTION), fractions.get("test", FRACTION)))
+    return _local_source(options, chosen, fractions)
 
 
 def check_name(name: str) -> None:
@@ -147,21 +155,27 @@ def _hub_repository(chosen: list[str]) -> str | None:
 def _hub_source(
     options: argparse.Namespace, repository: str, named: dict[str, list[str]], fractions: dict[str, float]
 ) -> Source:
-    for split, names in named.items():
-        if len(names) > 1:
-            raise InputError(f"--{split} names {len(names)} splits of a hub data set; it must name one.")
     return hub_source(
         repository,
         options.column or "text",
         options.config,
         options.revision,
-        {split: names[0] for split, names in named.items()},
+        _own_names(named),
         fractions,
         progress=not options.quiet and sys.stderr.isatty(),
     )
 
 
-def _local_source(options: argparse.Namespace, chosen: list[str], fractions: Fractions) -> Source:
+def _own_names(named: dict[str, list[str]]) -> dict[str, str]:
+    """The names that a data set itself gives its splits, one for each of ours."""
+    for split, names in named.items():
+        if len(names) > 1:
+            raise InputError(f"--{split} names {len(names)} splits of a hub data set; it must name one.")
+    return {split: names[0] for split, names in named.items()}
+
+
+def _local_source(options: argparse.Namespace, chosen: list[str], given: dict[str, float]) -> Source:
+    fractions = Fractions(given.get("valid", FRACTION), given.get("test", FRACTION))
     if chosen == ["python-stdlib"]:
         if options.column:
             raise InputError("--column is given, but python-stdlib has no columns; it must be left out.")
@@ -172,4 +186,5 @@ def _local_source(options: argparse.Namespace, chosen: list[str], fractions: Fra
                 f"The source {path!r} does not exist; it must be python-stdlib, minipile, hub:OWNER/NAME or paths "
                 "that exist."
             )
-    return files_source([Path(path) for path in chosen], options.column or "text", fractions)
+    by_position = Fractions(given.get("valid", SINGLE_FRACTION), given.get("test", 0))
+    return files_source([Path(path) for path in chosen], options.column or "text", fractions, by_position)

@@ -3,9 +3,11 @@
 import platform
 import sys
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from datetime import UTC, datetime
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from tqdm import tqdm
 
 from data_prep import cache
 from data_prep.cache import CacheWriter
+from data_prep.isolation import isolated
 from data_prep.sources import Source
 from nanoegg_mlx.errors import InputError
 
@@ -40,7 +43,7 @@ def prepare(
         # Another process may have made the set while this one waited.
         if not force and (present := cache.existing(folder, name, source.request)):
             return present, "already prepared"
-        entries = write_splits(source, stage, name, quiet)
+        entries = _write(source, stage, name, quiet)
         manifest = {
             "format_version": cache.FORMAT_VERSION,
             "name": name,
@@ -51,6 +54,30 @@ def prepare(
             "versions": versions(),
         }
         return cache.publish(stage, folder, name, manifest, force), f"prepared in {folder}"
+
+
+def _write(source: Source, stage: Path, name: str, quiet: bool) -> dict[str, Any]:
+    """Runs write_splits, in a child process if the source's files are not to be trusted."""
+    if not source.isolated:
+        return write_splits(source, stage, name, quiet)
+
+    if source.fetch:
+        # The library that builds the data set from downloads runs Arrow's code too; the second call finds the result.
+        isolated(partial(_fetch, source))
+        source.fetched = source.fetch()
+
+    def work(announce: Callable[[str], None]) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
+        source.reading = announce
+        return write_splits(source, stage, name, quiet), source.details, source.remarks
+
+    entries, source.details, source.remarks = isolated(work)
+    return entries
+
+
+def _fetch(source: Source, announce: Callable[[str], None]) -> None:
+    announce(f"The data set {source.name}")
+    assert source.fetch
+    source.fetch()
 
 
 def write_splits(source: Source, stage: Path, name: str, quiet: bool) -> dict[str, Any]:

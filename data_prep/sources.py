@@ -10,12 +10,11 @@ is one NumPy expression, SplitMix64.
 """
 
 import hashlib
-import json
 import os
 import sys
 import sysconfig
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,9 +22,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from data_prep import hub
+from data_prep import hub, saved, single
 from data_prep.cache import SPLITS
-from data_prep.formats import KNOWN, kind_of, read_table, read_text
+from data_prep.files import File, find, fingerprint, refuse_twice, text_size, walk
+from data_prep.formats import read_table, read_text
+from data_prep.streams import ignore
 from data_prep.tokens import Encoded, encode
 from nanoegg_mlx.errors import InputError
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from datasets import DatasetDict
 
 FRACTION = 0.05
+SINGLE_FRACTION = 0.1
 Pieces = Generator[tuple[str, Encoded], None, None]
 
 
@@ -43,6 +45,8 @@ class Source:
     name: the default name of the caches. request: JSON values that identify the text. splits: the splits, none of which
     may be empty. read(self): yields (split, tokens) piece by piece, documents in order, and may add to `details` (for
     the manifest) and `remarks` (sentences for the user). size: approximate number of bytes, None if unknown.
+    isolated: whether a child process must read it, since damaged input may end the process. fetch(): if given, makes
+    `fetched` before the text is read. reading(name): called before an input is read.
     """
 
     name: str
@@ -52,16 +56,10 @@ class Source:
     size: int | None = None
     details: dict[str, Any] = field(default_factory=dict)
     remarks: list[str] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class File:
-    """A file of documents. key: the path that decides its documents' splits, in POSIX form."""
-
-    path: Path
-    key: str
-    size: int
-    modified: int
+    isolated: bool = False
+    fetch: Callable[[], Any] | None = None
+    fetched: Any = None
+    reading: Callable[[str], None] = ignore
 
 
 @dataclass(frozen=True)
@@ -104,7 +102,7 @@ def stdlib_source(fractions: Fractions, root: Path | None = None) -> Source:
     """
     folder = root or Path(sysconfig.get_path("stdlib"))
     skip = {"site-packages", "dist-packages", "__pycache__", "test", "tests", "idle_test"}
-    files = [file for file in _walk(folder, skip) if file.path.suffix == ".py"]
+    files = [file for file in walk(folder, skip) if file.path.suffix == ".py"]
     if not files:
         raise InputError(f"The folder {folder} has no .py files; --source must name other text.")
     return Source(
@@ -114,7 +112,7 @@ def stdlib_source(fractions: Fractions, root: Path | None = None) -> Source:
             "python": sys.version.split()[0],
             "valid_fraction": fractions.valid,
             "test_fraction": fractions.test,
-            "files_sha256": _fingerprint(files),
+            "files_sha256": fingerprint(files),
         },
         splits=fractions.splits(),
         read=partial(_read_stdlib, files, fractions),
@@ -141,28 +139,35 @@ def _read_stdlib(files: list[File], fractions: Fractions, source: Source) -> Pie
         source.remarks.append(f"Left out as not UTF-8: {len(skipped)} ({', '.join(skipped)}).")
 
 
-def files_source(paths: list[Path], column: str, fractions: Fractions) -> Source:
+def files_source(paths: list[Path], column: str, fractions: Fractions, by_position: Fractions | None = None) -> Source:
     """Returns local files and folders, their documents split by `fractions`.
 
+    by_position: the parts of the text if it is a single text file, which is cut by position (default: fractions).
     Raises InputError for a path that does not exist, a file of an unknown kind or named twice, and a folder without
     files of a known kind.
     """
-    files = [file for path in paths for file in _find(path)]
-    _refuse_twice(files)
+    files = [file for path in paths for file in find(path)]
+    refuse_twice(files)
     name = paths[0].resolve().name
+    request: dict[str, Any] = {"source": _shown(paths, files), "column": column}
+    if len(files) == 1 and files[0].content.kind == "text":
+        parts = by_position or fractions
+        read, request["split"] = partial(single.read, files[0].content, parts), single.SPLIT
+    else:
+        parts, read = fractions, partial(_read_files, [(file, None) for file in files], column, fractions)
+    request |= {
+        "valid_fraction": parts.valid,
+        "test_fraction": parts.test,
+        "files_sha256": fingerprint(files),
+    }
     return Source(
-        name=name.split(".")[0] if paths[0].is_file() else name,
-        request={
-            "source": [str(path.resolve()) for path in paths],
-            "column": column,
-            "valid_fraction": fractions.valid,
-            "test_fraction": fractions.test,
-            "files_sha256": _fingerprint(files),
-        },
-        splits=fractions.splits(),
-        read=partial(_read_files, [(file, None) for file in files], column, fractions),
-        size=_text_size(files),
+        name="pipe" if files[0].key == "pipe" else name if paths[0].is_dir() else name.split(".")[0],
+        request=request,
+        splits=parts.splits(),
+        read=read,
+        size=text_size(files),
         details={"files": len(files)},
+        isolated=_untrusted(files),
     )
 
 
@@ -171,32 +176,97 @@ def split_files_source(paths: dict[str, list[Path]], column: str) -> Source:
 
     Raises InputError as files_source does.
     """
-    files = [(file, split) for split in paths for path in paths[split] for file in _find(path)]
+    files = [(file, split) for split in paths for path in paths[split] for file in find(path)]
     found = [file for file, _ in files]
-    _refuse_twice(found)
+    refuse_twice(found)
     return Source(
         name="local",
         request={
-            "source": {split: [str(p.resolve()) for p in paths[split]] for split in paths},
+            "source": {split: _shown(paths[split], [f for f, s in files if s == split]) for split in paths},
             "column": column,
-            "files_sha256": _fingerprint(found),
+            "files_sha256": fingerprint(found),
         },
         splits=list(paths),
         read=partial(_read_files, files, column, Fractions(0, 0)),
-        size=_text_size(found),
+        size=text_size(found),
         details={"files": len(files)},
+        isolated=_untrusted(found),
     )
 
 
+def saved_source(
+    folder: Path, found: dict[str, list[Path]], column: str, named: dict[str, str], fractions: dict[str, float]
+) -> Source:
+    """Returns a data set that lies in a local folder (saved.find_splits), by its own splits.
+
+    found: the files of its own splits. named, fractions: as for hub_source. A split that the data set lacks is taken
+    from the train rows too.
+    Raises InputError when a named split is missing.
+    """
+    names: dict[str, str] = {}
+    for split in SPLITS:
+        if split in named or split == "train" or not (split in fractions or hub.has_split(found, split)):
+            if split == "train" or split in named:
+                names[split] = hub.find_split(str(folder), found, split, named.get(split))
+            else:
+                fractions = {**fractions, split: FRACTION}
+        elif split not in fractions:
+            names[split] = hub.find_split(str(folder), found, split, None)
+    carve = Fractions(fractions.get("valid", 0), fractions.get("test", 0))
+    files = [(file, split) for split, name in names.items() for path in found[name] for file in find(path)]
+    return Source(
+        name=saved.name_of(folder),
+        request={
+            "source": [str(folder.resolve())],
+            "column": column,
+            "splits": names,
+            "fractions": fractions,
+            "files_sha256": fingerprint([file for file, _ in files]),
+        },
+        splits=[split for split in SPLITS if split in names or fractions.get(split)],
+        read=partial(
+            _read_files, [(file, None if split == "train" else split) for file, split in files], column, carve
+        ),
+        size=text_size([file for file, _ in files]),
+        details={"files": len(files), "own_splits": names},
+        isolated=True,
+    )
+
+
+def _shown(paths: list[Path], files: list[File]) -> list[str]:
+    """Returns the paths as the manifest has them. A pipe's path differs in each run."""
+    pipes = {file.path for file in files if file.key == "pipe"}
+    return ["pipe" if path in pipes else str(path.resolve()) for path in paths]
+
+
+def _untrusted(files: list[File]) -> bool:
+    """Returns whether any file is read by Arrow's code."""
+    return any(file.content.kind != "text" for file in files)
+
+
 def _read_files(files: Sequence[tuple[File, str | None]], column: str, fractions: Fractions, source: Source) -> Pieces:
+    empty = []
     for file, named in files:
-        if kind_of(file.path) == "text":
-            split = named or SPLITS[fractions.assign(file.key, 0, 1)[0]]
-            for piece in read_text(file.path):
-                yield split, piece
-        else:
-            arrays = read_table(file.path, column)
-            yield from split_rows(arrays, file.key, named or fractions)
+        source.reading(file.content.name)
+        documents = 0
+        for split, piece in _read_file(file, named, column, fractions, source):
+            documents += piece.documents * (len(piece.tokens) > 1) + piece.null_documents
+            yield split, piece
+        if not documents:
+            empty.append(file.key)
+    if empty:
+        source.remarks.append(f"Files without text: {len(empty)} ({', '.join(empty[:5])}{', ...' * (len(empty) > 5)}).")
+
+
+def _read_file(file: File, named: str | None, column: str, fractions: Fractions, source: Source) -> Pieces:
+    content = replace(file.content, remark=source.remarks.append)
+    if content.kind == "text":
+        split = named or SPLITS[fractions.assign(file.key, 0, 1)[0]]
+        for piece in read_text(content):
+            yield split, piece
+    else:
+        arrays = read_table(content, column)
+        yield from split_rows(arrays, file.key, named or fractions)
 
 
 def hub_source(
@@ -225,24 +295,15 @@ def hub_source(
             "fractions": fractions,
         },
         splits=[split for split in SPLITS if fractions.get(split) != 0],
-        read=partial(
-            _read_hub,
-            partial(hub.load, repository, config, revision, progress),
-            column,
-            named,
-            fractions,
-        ),
+        read=partial(_read_hub, column, named, fractions),
+        isolated=True,
+        fetch=partial(hub.load, repository, config, revision, progress),
     )
 
 
-def _read_hub(
-    load: Callable[[], "DatasetDict"],
-    column: str,
-    named: dict[str, str],
-    fractions: dict[str, float],
-    source: Source,
-) -> Pieces:
-    data = load()
+def _read_hub(column: str, named: dict[str, str], fractions: dict[str, float], source: Source) -> Pieces:
+    source.reading(f"The data set {source.name}")
+    data: DatasetDict = source.fetched or source.fetch()  # type: ignore[misc]
     names = {
         split: hub.find_split(source.name, data, split, named.get(split))
         for split in source.splits
@@ -268,57 +329,3 @@ def split_rows(arrays: Iterator[pa.Array], key: str, split: str | Fractions) -> 
             for index in np.unique(assigned):
                 yield SPLITS[index], encode(array.filter(pa.array(assigned == index)))
         row += len(array)
-
-
-def _find(path: Path) -> list[File]:
-    """Returns a file, or all files of known kinds in a folder, in the order of their relative paths."""
-    if path.is_dir():
-        files = [file for file in _walk(path, set()) if kind_of(file.path)]
-        if not files:
-            raise InputError(f"The folder {path} has no files to read; it must have {KNOWN}.")
-        return files
-    if not path.is_file():
-        raise InputError(f"The file {path} does not exist; it must be a file or a folder.")
-    if not kind_of(path):
-        raise InputError(f"The file {path} is of an unknown kind; it must be {KNOWN}.")
-    return [_file(path, path.name)]
-
-
-def _walk(root: Path, skip: set[str]) -> list[File]:
-    """Returns the regular files below root, without hidden ones and folders named in `skip`."""
-
-    def refuse(error: OSError) -> None:
-        raise InputError(f"The folder {error.filename} cannot be read ({error.strerror}); it must be readable.")
-
-    files = []
-    for folder, folders, names in os.walk(root, onerror=refuse):
-        folders[:] = [name for name in folders if name not in skip and name[0] != "."]
-        paths = [Path(folder, name) for name in names if name[0] != "."]
-        files += [_file(p, p.relative_to(root).as_posix()) for p in paths if p.is_file()]
-    return sorted(files, key=lambda file: file.key)
-
-
-def _file(path: Path, key: str) -> File:
-    status = path.stat()
-    return File(path, key, status.st_size, status.st_mtime_ns)
-
-
-def _fingerprint(files: list[File]) -> str:
-    listing = [[file.key, file.size, file.modified] for file in files]
-    return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
-
-
-def _text_size(files: list[File]) -> int | None:
-    """Returns the bytes of text from the files' sizes, None if a file has a kind whose size differs from its text's."""
-    if all(file.path.suffix.lower() in (".txt", ".md", ".arrow") for file in files):
-        return sum(file.size for file in files)
-    return None
-
-
-def _refuse_twice(files: list[File]) -> None:
-    seen = set()
-    for file in files:
-        path = file.path.resolve()
-        if path in seen:
-            raise InputError(f"The file {file.path} is named twice; it must be named once.")
-        seen.add(path)

@@ -54,14 +54,19 @@ def text_chunks(array: pa.Array) -> Iterator[pa.Array]:
     array: (n,) of any type that `is_text` accepts; may have nulls and an offset.
     Yields string or large_string arrays, n rows in all: at most CHUNK_BYTES each, unless one document alone is larger.
     Bytes are not checked; see `check_text`.
+    Raises pa.ArrowInvalid for buffers that are too small, and for indices and views outside the data.
     """
     kind = array.type
+    array.validate()
     if pa.types.is_dictionary(kind):
+        _check_dictionary(array)
         for start in range(0, len(array), CHUNK_ROWS):
             yield from text_chunks(array.slice(start, CHUNK_ROWS).dictionary_decode())
     elif pa.types.is_string_view(kind) or pa.types.is_binary_view(kind):
         for start in range(0, len(array), CHUNK_ROWS):
-            yield from text_chunks(array.slice(start, CHUNK_ROWS).cast(pa.large_binary()))
+            part = array.slice(start, CHUNK_ROWS).view(pa.binary_view())
+            part.validate(full=True)
+            yield from text_chunks(part.cast(pa.large_binary()))
     elif len(array):
         large = pa.types.is_large_string(kind) or pa.types.is_large_binary(kind)
         text = array.view(pa.large_string() if large else pa.string())
@@ -73,6 +78,18 @@ def text_chunks(array: pa.Array) -> Iterator[pa.Array]:
             stop = min(max(stop, start + 1), start + CHUNK_BYTES // 8)
             yield text.slice(start, stop - start)
             start = stop
+
+
+def _check_dictionary(array: pa.DictionaryArray) -> None:
+    """Raises pa.ArrowInvalid for indices outside the dictionary, which Arrow's kernels follow, and a damaged one."""
+    words = array.dictionary
+    kind = words.type
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        words = _as_bytes(words)
+    words.validate(full=True)
+    bounds = pc.min_max(array.indices)
+    if bounds["min"].is_valid and not 0 <= bounds["min"].as_py() <= bounds["max"].as_py() < len(words):
+        raise pa.ArrowInvalid("an index is outside its dictionary")
 
 
 def check_text(array: pa.Array) -> None:
@@ -125,7 +142,8 @@ def _documents_with_nul(array: pa.Array, tokens: np.ndarray) -> int:
 
 def _offsets(array: pa.Array) -> np.ndarray:
     width = np.int64 if pa.types.is_large_string(array.type) else np.int32
-    return np.frombuffer(array.buffers()[1], width)[array.offset : array.offset + len(array) + 1]
+    # The buffer may be longer than the array, and end within an offset.
+    return np.frombuffer(array.buffers()[1], width, array.offset + len(array) + 1)[array.offset :]
 
 
 def _as_bytes(array: pa.Array) -> pa.Array:

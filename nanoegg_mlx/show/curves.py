@@ -1,6 +1,6 @@
 """Reads the metrics of a run as curves: a file of any length becomes two thousand points at most.
 
-The file is read once, in blocks, by Arrow's JSON reader. Its lines are collected in bins of equal width; the width
+The file is read once, in blocks, line by line. Its lines are collected in bins of equal width; the width
 doubles when the bins are full. The time is linear in the size of the file, and the memory does not depend on it. A
 short file keeps every line. A line needs only `epoch` and `tokens`, so runs of other programs can be drawn too. The
 last line may be incomplete: the run may be in progress.
@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.json
+import orjson
 
 from nanoegg_mlx.errors import InputError
 from nanoegg_mlx.store import metrics
@@ -33,8 +32,6 @@ POINTS = 1000
 
 _BINS = len(metrics.WEIGHT_EDGES) - 1
 _BLOCK = 4 << 20
-_SCHEMA = pa.schema([*[(key, pa.float64()) for key in KEYS], ("weights", pa.list_(pa.float64()))])
-_PARSE = pyarrow.json.ParseOptions(explicit_schema=_SCHEMA, unexpected_field_behavior="ignore")
 
 
 @dataclass(frozen=True)
@@ -133,43 +130,50 @@ def read_curves(path: Path, points: int = POINTS) -> Curves:
 
 def _blocks(file: BinaryIO) -> Iterator[tuple[bytes, bool]]:
     """Yields the complete lines of a file, some megabytes at a time, and whether they are the last ones."""
-    rest = b""
+    pending: list[bytes] = []
     block = file.read(_BLOCK)
     while block:
         following = file.read(_BLOCK)
-        whole, newline, rest_after = (rest + block).rpartition(b"\n")
-        rest, block = rest_after, following
+        whole, newline, rest = block.rpartition(b"\n")
         if newline:
-            yield whole + newline, not following
+            yield b"".join([*pending, whole, newline]), not following
+            pending = []
+        pending.append(rest)
+        block = following
 
 
 def _parse(block: bytes, last: bool, path: Path, before: int) -> np.ndarray:
     """Returns the lines of a block as (lines, KEYS and weight shares) float64."""
+    lines = block.split(b"\n")[:-1]
+    values = np.full((len(lines), len(KEYS) + _BINS), np.nan)
     try:
-        read = pyarrow.json.ReadOptions(use_threads=False, block_size=len(block) + 1)
-        table = pyarrow.json.read_json(pa.BufferReader(block), read_options=read, parse_options=_PARSE)
-        if table["epoch"].null_count or table["tokens"].null_count or len(table) != block.count(b"\n"):
+        records = [orjson.loads(line) for line in lines]
+        values[:, : len(KEYS)] = [[record.get(key) for key in KEYS] for record in records]
+        if np.isnan(values[:, :2]).any():
             raise ValueError
-    except (pa.ArrowInvalid, ValueError):
-        # Arrow does not report the number of a damaged line, and refuses NaN, which Python's json writes.
-        return _parse_slowly(block, last, path, before)
-    values = np.full((len(table), len(KEYS) + _BINS), np.nan)
-    for number, key in enumerate(KEYS):
-        values[:, number] = table[key].to_numpy()
-    counts = table["weights"].combine_chunks()
-    rows = np.flatnonzero(counts.value_lengths().fill_null(0).to_numpy(zero_copy_only=False) == _BINS)
-    if len(rows):
-        kept = counts.take(pa.array(rows)).flatten().to_numpy(zero_copy_only=False).reshape(-1, _BINS)
-        values[rows, len(KEYS) :] = kept / kept.sum(axis=1, keepdims=True)
+        for number, record in enumerate(records):
+            if (weights := record.get("weights")) is not None:
+                values[number, len(KEYS) :] = _shares(weights)
+    except (ValueError, TypeError, AttributeError, OverflowError):
+        # A line is damaged, or has NaN, which Python's json writes.
+        return _parse_slowly(lines, last, path, before)
     return values
 
 
-def _parse_slowly(block: bytes, last: bool, path: Path, before: int) -> np.ndarray:
+def _shares(weights: Any) -> np.ndarray:
+    """Returns the shares of the weights' counts, (53,); NaN if they are not 53 counts. Raises ValueError, TypeError."""
+    counts = np.array(weights, float)
+    if counts.shape != (_BINS,):
+        return np.full(_BINS, np.nan)
+    with np.errstate(all="ignore"):
+        return counts / counts.sum()
+
+
+def _parse_slowly(lines: list[bytes], last: bool, path: Path, before: int) -> np.ndarray:
     """Parses line by line, with the result of `_parse`.
 
     Omits a damaged line at the end of the file. Raises InputError, with its number, for any other damaged line.
     """
-    lines = block.split(b"\n")[:-1]
     values = np.full((len(lines), len(KEYS) + _BINS), np.nan)
     for number, text in enumerate(lines):
         try:
@@ -178,10 +182,9 @@ def _parse_slowly(block: bytes, last: bool, path: Path, before: int) -> np.ndarr
                 values[number, column] = np.nan if line.get(key) is None else float(line[key])
             if np.isnan(values[number, :2]).any():
                 raise ValueError
-            weights = line.get("weights")
-            if weights is not None and len(weights) == _BINS:
-                values[number, len(KEYS) :] = np.array(weights, float) / sum(weights)
-        except (ValueError, TypeError) as error:
+            if (weights := line.get("weights")) is not None:
+                values[number, len(KEYS) :] = _shares(weights)
+        except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             if last and number == len(lines) - 1:
                 return values[:-1]
             raise InputError(

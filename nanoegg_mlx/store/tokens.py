@@ -26,9 +26,11 @@ def load_tokens(path: str | Path) -> np.ndarray:
         raise InputError(f"The token cache {path} does not exist; `nanoegg prepare` makes one.") from error
     except OSError as error:
         raise InputError(f"The token cache {path} cannot be read: {error.strerror or error}.") from error
-    except (ValueError, EOFError) as error:
+    except Exception as error:
+        # NumPy parses the header as Python source, which raises errors of many classes.
+        reason = str(error).partition("\n")[0][:120]
         raise InputError(
-            f"The token cache {path} is truncated or of another format ({error}); it must be a .npy file."
+            f"The token cache {path} is truncated or not a .npy file ({reason}); it must be a 1-D uint8 .npy file."
         ) from error
     if not isinstance(tokens, np.ndarray):
         raise InputError(f"The token cache {path} is a .npz archive; it must be a single 1-D uint8 .npy file.")

@@ -1,6 +1,9 @@
 """The command: exit codes, one line for each error, the table."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,6 +11,8 @@ import pytest
 from data_prep.__main__ import main
 from data_prep.options import add_arguments
 from data_prep.sources import row_hashes
+
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
 
 
 @pytest.fixture
@@ -18,6 +23,7 @@ def folder(tmp_path, monkeypatch) -> Path:
     Path("bad.txt").write_bytes(b"abc\xff")
     Path("empty.txt").touch()
     Path("rows.jsonl").write_text('{"text": "a", "id": 1}\n{"text": null, "id": 2}\n')
+    Path("one.jsonl").write_text('{"text": "a"}\n')
     Path("bad.jsonl").write_text('{"text": "a"}\n{"text": \n')
     Path("bad.parquet").write_bytes(b"PAR1 and no more")
     Path("table.csv").write_text("text\na\n")
@@ -38,7 +44,7 @@ def folder(tmp_path, monkeypatch) -> Path:
         ("--train good.txt bad.parquet", "The file bad.parquet cannot be read ("),
         ("--train empty.txt", "The train split has no text; it must have some"),
         ("--train good.txt --valid empty.txt", "The valid split has no text (documents in train: 1); "),
-        ("--source good.txt --valid-fraction 0", "The test split has no documents (documents in train: 1); "),
+        ("--source one.jsonl --valid-fraction 0", "The test split has no documents (documents in train: 1); "),
         ("--source rows.jsonl --column body", "The file rows.jsonl has no column 'body' (its first row has "
          "'text', 'id'); --column must name the key"),
         ("--source rows.jsonl --column id", "The file rows.jsonl has a number, not text, under 'id' in "),
@@ -131,3 +137,23 @@ def test_as_a_module(folder, start):
     process = start("-m", "data_prep", "--source", "gone", cwd=folder)
     assert process.communicate(timeout=60)[1].startswith("error: The source 'gone' does not exist")
     assert process.returncode == 2
+
+
+@pytest.mark.parametrize("streams", ["2>&-", ">&-", "<&-", "2>&- >&- <&-", "| true"])
+def test_closed_streams(folder, start, streams):
+    for number, text in enumerate(("good.txt", "rows.jsonl")):
+        command = f'"$0" -m data_prep --train {text} --out out{number} {streams}; exit ${{PIPESTATUS[0]}}'
+        assert subprocess.run(["bash", "-c", command, sys.executable], env=ENVIRONMENT, cwd=folder).returncode == 0
+        assert main(["--check", "--name", "local", "--out", f"out{number}"]) == 0
+    command = f'"$0" -m data_prep --train bad.jsonl --out out2 {streams}; exit ${{PIPESTATUS[0]}}'
+    assert subprocess.run(["bash", "-c", command, sys.executable], env=ENVIRONMENT, cwd=folder).returncode == 2
+    assert not Path("out2").exists()
+
+
+def test_an_ascii_terminal(folder):
+    Path("café").mkdir()
+    Path("café/a.txt").write_text("x")
+    ascii_only = ENVIRONMENT | {"PYTHONIOENCODING": "ascii"}
+    options = ["--source", "café", "--valid-fraction", "0", "--test-fraction", "0", "--out", "é"]
+    done = subprocess.run([sys.executable, "-m", "data_prep", *options], env=ascii_only, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "") and "caf\\xe9: prepared in \\xe9\n" in done.stdout

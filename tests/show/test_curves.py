@@ -105,3 +105,39 @@ def test_damaged_metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         open_run(tmp_path)
     with pytest.raises(InputError, match=r"nowhere is not a run's; it must have"):
         open_run(tmp_path / "nowhere")
+
+
+GOOD = '{"epoch": 1, "tokens": 2, "loss_mean": 3.5}\n'
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["null", "[]", '"x"', "5", "true", "{}", "[" * 100_000, '{"epoch": 1, "tokens": 2, "x": ' + "[" * 5000 + "]" * 5000,
+     '{"epoch": null, "tokens": 2}', '{"epoch": "a", "tokens": 2}', '{"epoch": {}, "tokens": 2}', GOOD.strip() * 2,
+     '{"epoch": 1, "tokens": 2, "ties": []}', '{"epoch": 1, "tokens": ' + "9" * 400 + "}", "\x00", "\ufeff"],
+)  # fmt: skip
+@pytest.mark.parametrize("block", [1 << 22, 1])
+def test_a_line_that_is_no_record_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str, block: int
+) -> None:
+    """Also at the beginning of a block, where a row `null` ended the process with Arrow's reader."""
+    monkeypatch.setattr(curves, "_BLOCK", block)
+    path = tmp_path / "metrics.jsonl"
+    for before in (0, 3):
+        path.write_text(GOOD * before + line + "\n" + GOOD)
+        with pytest.raises(InputError, match=rf"Line {before + 1} of .*metrics\.jsonl is damaged; it must be"):
+            read_curves(path)
+        path.write_text(GOOD * before + line + "\n")
+        assert read_curves(path).lines == before
+
+
+def test_values_that_are_no_numbers_or_counts(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    path = tmp_path / "metrics.jsonl"
+    for weights in ([], [1], [[1] * 53] * 2, [0] * 53, [None] * 53):
+        path.write_text(json.dumps({"epoch": 1, "tokens": 2, "weights": weights, "loss_mean": None}) + "\n")
+        read = read_curves(path)
+        assert read.lines == 1 and not np.isfinite(read.weights).any() and not read.has("loss_mean")
+    path.write_text(json.dumps({"epoch": 1, "tokens": 2, "weights": [1e308] * 53}) + "\n")
+    assert read_curves(path).lines == 1 and not recwarn.list
+    path.write_text('{"epoch": 1, "tokens": 2, "loss_mean": -Infinity, "ties": true}\n')
+    assert read_curves(path).mean["ties"].tolist() == [1.0] and not read_curves(path).has("loss_mean")

@@ -69,6 +69,19 @@ def test_damaged_files(tmp_path: Path) -> None:
     assert np.array_equal(load_tokens(whole), np.ones(5000, np.uint8))
 
 
+@pytest.mark.parametrize(
+    "shape",
+    ["(9223372036854775808,)", "(18446744073709551616,)", "(4611686018427387904,)", "(-1,)", "(True,)", "(None,)",
+     "(1.5,)", "('a',)", "((1,),)", "(1e5,)", "(2**62,)", "(" + "9" * 5000 + ",)", "(" * 400, "(\0,)", "*", "(1,'"],
+)  # fmt: skip
+def test_headers_with_impossible_shapes(tmp_path: Path, shape: str) -> None:
+    header = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}, }}".encode()
+    content = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + bytes(99)
+    (tmp_path / "t.npy").write_bytes(content)
+    with pytest.raises(InputError, match=r"^The token cache .*t\.npy is .*; it must be a 1-D uint8 \.npy file\.$"):
+        load_tokens(tmp_path / "t.npy")
+
+
 def test_bytes_outside_the_vocabulary() -> None:
     tokens = np.array([0, 5, 9, 3], np.uint8)
     check_vocabulary(tokens, 10)
