@@ -5,6 +5,7 @@ import io
 import json
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,17 +15,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-if sys.version_info >= (3, 14):
-    from compression import zstd
-else:
-    from backports import zstd
-
 from data_prep import formats, sources, streams
 from data_prep.__main__ import main
 from data_prep.formats import read_table
 from data_prep.isolation import isolated
 from data_prep.tokens import text_chunks
 from nanoegg_mlx.errors import InputError
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
 
 
 def refused(path: Path, capfd: pytest.CaptureFixture, *options: str) -> str:
