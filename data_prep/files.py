@@ -27,7 +27,7 @@ def find(path: Path) -> list[File]:
     if path.is_dir():
         files = [file for file in walk(path, set()) if kind_of(file.path)]
         if not files:
-            raise InputError(f"The folder {path} holds no files to read; it must hold {KNOWN}.")
+            raise InputError(f"The folder {path} has no files to read; it must have {KNOWN}.")
         return files
     if streams.is_pipe(path):
         copy, digest = streams.spool(path)

@@ -91,7 +91,7 @@ def _wrong_line(lines: list[bytes], number: int, row: int, name: str) -> str:
     found = "is not a JSON object"
     try:
         value = json.loads(line)
-        found = f"holds {_kind(value)}, not a JSON object"
+        found = f"has {_kind(value)}, not a JSON object"
     except (ValueError, RecursionError) as error:
         found += f": {_reason(error)}"
     return f"{name} is broken in row {row} (counted from 0; it {found}); {RULE}."
@@ -126,8 +126,9 @@ def _message(error: pa.ArrowInvalid, block: bytes, column: str, rows: int, name:
         return f"{name} is broken near row {rows} (counted from 0; {text.partition(chr(10))[0]}); {RULE}."
     row, text = rows + int(match[1]), text[: match.start()].rstrip(".")
     if kind := re.fullmatch(rf"Column\(/{re.escape(column)}\) changed from string to (\w+)", text):
+        article = "an" if kind[1][0] in "aeiou" else "a"
         return (
-            f"{name} holds a {kind[1]}, not text, under {column!r} in row {row} (counted from 0); "
+            f"{name} has {article} {kind[1]}, not text, under {column!r} in row {row} (counted from 0); "
             "--column must name the key that holds the text."
         )
     if "changed from" in text:

@@ -83,7 +83,7 @@ def _snapshot(folder: Path) -> Path | None:
     repositories = sorted(path for path in folder.glob("datasets--*") if (path / "snapshots").is_dir())
     if len(repositories) > 1:
         names = ", ".join(path.name for path in repositories)
-        raise InputError(f"The folder {folder} holds several data sets ({names}); --source must name one of them.")
+        raise InputError(f"The folder {folder} has several data sets ({names}); --source must name one of them.")
     folder = repositories[0] if repositories else folder
     if folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("datasets--"):
         return folder
@@ -110,7 +110,7 @@ def _snapshot_splits(snapshot: Path) -> dict[str, list[Path]]:
         name = match[1] if match else "train"
         found.setdefault(_USUAL.get(name, name), []).append(path)
     if not found:
-        raise InputError(f"The data set {snapshot} holds no files to read; --source hub:OWNER/NAME must be used.")
+        raise InputError(f"The data set {snapshot} has no files to read; --source hub:OWNER/NAME must be used.")
     return found
 
 

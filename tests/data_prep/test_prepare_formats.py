@@ -135,7 +135,7 @@ def test_a_missing_column_and_one_that_is_not_text(tmp_path, name):
     path = write_table(tmp_path / name, ["a", "b"])
     with pytest.raises(InputError, match=r"no column 'body'.*'id', 'text', 'n'.*--column"):
         list(read_table(path, "body"))
-    with pytest.raises(InputError, match=r"has \w+, not text|has a array, not text"):
+    with pytest.raises(InputError, match=r"has \w+, not text|has an array, not text"):
         list(read_table(path, "id"))
 
 

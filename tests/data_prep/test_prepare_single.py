@@ -44,7 +44,7 @@ def test_lines_then_words_then_characters(tmp_path, suffix):
 
 
 @settings(deadline=None, max_examples=60)
-@given(st.text(min_size=20, max_size=300), st.floats(0.01, 0.9), st.booleans())
+@given(st.text(min_size=100, max_size=300), st.floats(0.01, 0.9), st.booleans())
 def test_the_parts_are_the_whole_text(tmp_path_factory, text, valid, three):
     path = tmp_path_factory.mktemp("single") / "a.txt"
     path.write_bytes(text.encode())
@@ -89,8 +89,8 @@ def test_the_next_command_of_other_sets(tmp_path, monkeypatch):
     caches = "--train data/x_train.npy --valid data/x_valid.npy"
     whole = f"nanoegg train --config configs/quickstart.toml {caches}"
     assert command(10**9, 10**6) == whole
-    assert command(51 * 8192, 2048) == whole
-    assert command(51 * 8192 - 1, 2047) == f"{whole} --population 8192 --validation-batch-size 1023"
+    assert command(51 * 1024, 2048) == whole
+    assert command(51 * 1024 - 1, 2047) == f"{whole} --population 1024 --validation-batch-size 1023"
     assert command(10**9, None) is None and command(1, 1) is None
     monkeypatch.setattr(next_step, "_config", lambda: None)
     assert command(10**9, 10**6) == f"nanoegg train {caches}"

@@ -46,11 +46,11 @@ def tokens_of(path: Path, *options: str) -> bytes:
 
 GOOD = b'{"text": "a"}\n'
 LINES = {
-    b"null": "it holds null, not a JSON object",
-    b"[1]": "it holds an array, not a JSON object",
-    b'"x"': "it holds a string, not a JSON object",
-    b"7": "it holds a number, not a JSON object",
-    b"true": "it holds a boolean, not a JSON object",
+    b"null": "it has null, not a JSON object",
+    b"[1]": "it has an array, not a JSON object",
+    b'"x"': "it has a string, not a JSON object",
+    b"7": "it has a number, not a JSON object",
+    b"true": "it has a boolean, not a JSON object",
     b"junk": "it is not a JSON object",
     b"\xff": "it is not a JSON object",
     b'{"text": "b"}{"text": "c"}': "more than one JSON value on the line",

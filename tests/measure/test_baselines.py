@@ -138,7 +138,7 @@ def test_the_command(caches: None, capsys: pytest.CaptureFixture[str], name: str
         (["xz", "empty.npy"], ["empty.npy is empty", "at least one token"]),
         (["bigram", "wide.npy"], ["int32", "1-D uint8"]),
         (["trigram", "valid.npy", "--train=empty.npy"], ["empty.npy is empty"]),
-        (["trigram", "valid.npy", "--train=note.txt"], ["note.txt", "it must be a .npy file"]),
+        (["trigram", "valid.npy", "--train=note.txt"], ["note.txt", "it must be a 1-D uint8 .npy file"]),
         (["gzip", "valid.npy", "--train=train.npy"], ["--train"]),
         (["fourgram", "valid.npy"], ["fourgram"]),
         ([], ["kind"]),
