@@ -23,7 +23,8 @@ def load_tokens(path: str | Path) -> np.ndarray:
     try:
         tokens = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError as error:
-        raise InputError(f"The token cache {path} does not exist; `nanoegg prepare` makes one.") from error
+        tried = "" if Path(path).is_absolute() else f" ({Path(path).absolute()})"
+        raise InputError(f"The token cache {path}{tried} does not exist; `nanoegg prepare` makes one.") from error
     except OSError as error:
         raise InputError(f"The token cache {path} cannot be read: {error.strerror or error}.") from error
     except Exception as error:

@@ -87,3 +87,11 @@ def test_bytes_outside_the_vocabulary() -> None:
     check_vocabulary(tokens, 10)
     with pytest.raises(InputError, match="token is 9; it must be from 0 to 8"):
         check_vocabulary(tokens, 9)
+
+
+def test_a_missing_cache_names_the_path_that_was_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=rf"token cache a/b\.npy \({tmp_path}/a/b\.npy\) does not exist"):
+        load_tokens("a/b.npy")
+    with pytest.raises(InputError, match=rf"token cache {tmp_path}/c\.npy does not exist"):
+        load_tokens(tmp_path / "c.npy")
