@@ -59,19 +59,14 @@ def run(options: argparse.Namespace) -> int:
     config = opened.config.replace(engine=options.engine)
     engine = make_engine(config)
     prompt = os.fsencode(options.prompt)
-    try:
-        for sample in range(options.count):
-            tokens = generate(opened.params, config, prompt, options.tokens, sampling, sample=sample, engine=engine)
-            if not options.ignore_end:
-                tokens = takewhile(bool, tokens)
-            if options.raw:
-                _write_raw(tokens, sample)
-            else:
-                _write_text(prompt, tokens, f"[sample {sample + 1} of {options.count}]" if options.count > 1 else "")
-    except BrokenPipeError:
-        # The reader closed the pipe, as in `nanoegg sample ... | head`. Python flushes stdout at exit; the null device
-        # keeps that flush from failing.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    for sample in range(options.count):
+        tokens = generate(opened.params, config, prompt, options.tokens, sampling, sample=sample, engine=engine)
+        if not options.ignore_end:
+            tokens = takewhile(bool, tokens)
+        if options.raw:
+            _write_raw(tokens, sample)
+        else:
+            _write_text(prompt, tokens, f"[sample {sample + 1} of {options.count}]" if options.count > 1 else "")
     return 0
 
 

@@ -19,10 +19,10 @@ import numpy as np
 
 from nanoegg_mlx.config import Config
 from nanoegg_mlx.core.coins import Coins, NodeKey, NudgedActivations, coins, nodes
-from nanoegg_mlx.core.fixed_point import EXP2, LOG2_STEPS, MAX_INT8, POW2, clip, exact_matmul
+from nanoegg_mlx.core.fixed_point import MAX_INT8, POW2, clip, exact_matmul
 from nanoegg_mlx.core.model import Tap, forward
 from nanoegg_mlx.core.params import Leaf, Params, leaves
-from nanoegg_mlx.core.score import log_likelihood
+from nanoegg_mlx.core.score import log2_sum, log_likelihood
 from nanoegg_mlx.core.update import threshold_at
 
 MATRICES = (
@@ -85,9 +85,7 @@ def head_error(logits: mx.array, target: mx.array) -> mx.array:
         (V,) int32.
     """
     l = logits + 128
-    total = mx.sum(mx.take(mx.array(EXP2, dtype=mx.int32), l))
-    log2 = mx.sum((mx.array(LOG2_STEPS, dtype=mx.int32) <= total).astype(mx.int32))
-    likelihood = mx.take(mx.array(POW2, dtype=mx.int32), mx.clip(log2 - l, 0, 255))
+    likelihood = mx.take(mx.array(POW2, dtype=mx.int32), mx.clip(log2_sum(l) - l, 0, 255))
     return _ERROR_ONE * (mx.arange(l.shape[0]) == target).astype(mx.int32) - likelihood
 
 

@@ -19,6 +19,19 @@ from nanoegg_mlx.core.noise import Noise, PerturbedWeights
 from nanoegg_mlx.core.params import Params
 
 
+def log2_sum(l: mx.array) -> mx.array:
+    """LOG2(sum EXP2[l]), the logarithm of the sum of a distribution's powers.
+
+    Args:
+        l: (V,) int32 in [0, 255].
+
+    Returns:
+        int32 scalar, in sixteenths of a bit.
+    """
+    total = mx.sum(mx.take(mx.array(EXP2, dtype=mx.int32), l))
+    return mx.sum((mx.array(LOG2_STEPS, dtype=mx.int32) <= total).astype(mx.int32))
+
+
 def log_likelihood(logits: mx.array, target: mx.array) -> mx.array:
     """l[target] - LOG2(sum EXP2[l]) with l = logits + 128.
 
@@ -30,9 +43,7 @@ def log_likelihood(logits: mx.array, target: mx.array) -> mx.array:
         int32 scalar, in sixteenths of a bit, at most 0 except for the truncation of EXP2 and LOG2.
     """
     l = logits + 128
-    total = mx.sum(mx.take(mx.array(EXP2, dtype=mx.int32), l))
-    log2 = mx.sum((mx.array(LOG2_STEPS, dtype=mx.int32) <= total).astype(mx.int32))
-    return l[target] - log2
+    return l[target] - log2_sum(l)
 
 
 def resident_weights(params: Params) -> Params:

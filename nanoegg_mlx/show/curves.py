@@ -18,12 +18,13 @@ import numpy as np
 import orjson
 
 from nanoegg_mlx.errors import InputError
+from nanoegg_mlx.show.style import LEAF_GROUPS
 from nanoegg_mlx.store import metrics
 
 KEYS = (
     "epoch", "tokens", "seconds", "loss_mean", "loss_min", "loss_max", "loss_std", "ties", "moved_matrix",
     "moved_vector", "alpha", "threshold", "tokens_per_second", "validation", "validation_exact", "rss_mb", "credit_rms",
-    *(f"{figure}.{leaf}" for group in metrics.LEAF_GROUPS.values() for leaf in group for figure in ("moved", "signal")),
+    *(f"{figure}.{leaf}" for group in LEAF_GROUPS.values() for leaf in group for figure in ("moved", "signal")),
 )  # fmt: skip
 """The numbers of a line that plots and reports use."""
 

@@ -20,6 +20,7 @@ from nanoegg_mlx.show.style import (
     COLOURS,
     EXACT,
     INK,
+    LEAF_GROUPS,
     LEAF_STYLES,
     MARKERS,
     MOVED,
@@ -28,7 +29,7 @@ from nanoegg_mlx.show.style import (
     VALIDATION,
 )
 from nanoegg_mlx.show.text import quantity, time_unit
-from nanoegg_mlx.store.metrics import LEAF_GROUPS, WEIGHT_EDGES
+from nanoegg_mlx.store.metrics import WEIGHT_EDGES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -58,10 +58,17 @@ STYLE: dict[Any, Any] = {
 }
 """matplotlib's rcParams. The salt makes the element names of an SVG reproducible."""
 
+LEAF_GROUPS = {
+    "head": ("head",),
+    "embedding": ("emb",),
+    "minGRU": ("blocks.att.Uf", "blocks.att.Uh", "blocks.att.Wf", "blocks.att.Wh"),
+    "MLP": ("blocks.mlp.0.weight", "blocks.mlp.1.weight"),
+}
+"""Leaves whose `moved` and `signal` are shown as one mean."""
 LEAF_STYLES: dict[str, dict[str, Any]] = {
     "head": {"linewidth": 1.7},
     "embedding": {"linewidth": 1.3, "linestyle": (0, (5, 2))},
     "minGRU": {"linewidth": 1.3, "linestyle": (0, (1.5, 1.5))},
     "MLP": {"linewidth": 1.3, "linestyle": (0, (6, 2, 1.5, 2))},
 }
-"""Line styles of the groups of store.metrics.LEAF_GROUPS."""
+"""Line styles of the groups of LEAF_GROUPS."""

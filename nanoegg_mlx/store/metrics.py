@@ -94,15 +94,6 @@ def weight_histogram(config: Config, params: Params) -> list[int]:
     return [int(count) for count in np.add.reduceat(by_value, WEIGHT_EDGES[:-1] + 128)]
 
 
-LEAF_GROUPS = {
-    "head": ("head",),
-    "embedding": ("emb",),
-    "minGRU": ("blocks.att.Uf", "blocks.att.Uh", "blocks.att.Wf", "blocks.att.Wh"),
-    "MLP": ("blocks.mlp.0.weight", "blocks.mlp.1.weight"),
-}
-"""Leaves whose `moved` and `signal` are shown as one mean."""
-
-
 class MetricsFile:
     """The metrics.jsonl of a run in training. It is read from its end, and not kept in memory."""
 

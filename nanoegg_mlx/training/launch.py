@@ -135,10 +135,11 @@ class ResumedRun:
         if not checkpoint.folders(run):
             return Start(_changed(Config.from_toml(file), self.changes, run))
         opened = checkpoint.load(run)
-        if run != self.folder and checkpoint.load(self.folder).epoch != opened.epoch:
+        given = opened if run == self.folder else checkpoint.load(self.folder)
+        if given.epoch != opened.epoch:
             raise InputError(
                 f"{self.folder} is not the newest checkpoint of the run {run}; a run can be resumed from epoch "
-                f"{opened.epoch} only. `--branch {run}@{checkpoint.load(self.folder).epoch}` begins a new run from it."
+                f"{opened.epoch} only. `--branch {run}@{given.epoch}` begins a new run from it."
             )
         # The sealed config of the checkpoint decides; an edited file counts like options.
         edited = asdict(Config.from_toml(file)) if file.exists() else {}
