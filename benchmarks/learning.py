@@ -1,12 +1,14 @@
-"""Learning curves: bits per byte of the validation set against tokens read and against seconds of training.
+"""Learning curves: bits per byte of the validation set against text read and against processor time.
 
-    python benchmarks/learning.py --tokens 20e6 --seeds 3 --methods weights,error,perturb,mingru -o curves.json
+    python benchmarks/learning.py --text 10e6 --seeds 3 --methods weights,error,perturb,mingru -o curves.json
     python benchmarks/learning.py --draw curves.json --picture docs/learning     # learning-light.svg, learning-dark.svg
 
 The methods: perturbed weights; nudged activations with head_rule error and perturb; and in floats by backpropagation
-the same minGRU (mingru) and a transformer, by Adam or SGD. All read the same lanes of --train (the quickstart's corpus
-by default). The evolution strategies count every member's tokens; backpropagation counts each lane's once, so its batch
-has as many lanes as the population has members. Seconds are of training alone, on all cores.
+the same minGRU (mingru) and a transformer, by Adam or SGD. All read the same batches of --train (the quickstart's
+corpus by default), with one update for each: a lane of text has one pair of members, or one row of a float batch, so
+the members of an evolution strategy read each byte twice. Time is that of the processor, all threads together: it
+hardly depends on what else the machine does. MLX's floats on a Linux CPU use the BLAS that the package brings, a slow
+one; with LD_PRELOAD=libopenblas.so.0 (Debian: libopenblas0-pthread) they are several times as fast.
 """
 
 from __future__ import annotations
@@ -16,13 +18,15 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from presets import scheduled
 
 from nanoegg_mlx import Config, Trainer, validate
 from nanoegg_mlx.engines.machine import machine
@@ -33,7 +37,7 @@ from nanoegg_mlx.store.tokens import Lanes, load_tokens
 from nanoegg_mlx.training.backprop import Descent, Learner
 
 Point = tuple[int, float, float]
-"""Tokens read, seconds of training, bits per byte of the validation set."""
+"""Bytes of text read, seconds of the processor in training, bits per byte of the validation set."""
 METHODS = {
     "weights": "perturbed weights",
     "error": "nudged activations, head by its error",
@@ -43,49 +47,41 @@ METHODS = {
     "transformer-sgd": "transformer, backpropagation and SGD",
 }
 POINTS = 14
-ALPHA = 4.0
+RATES = {"mingru": 3e-3, "transformer-adam": 3e-3, "transformer-sgd": 0.1}
 
 
-def curve(method: str, base: Config, tokens: float, share: float) -> Iterator[Point]:
-    """Trains one method up to some tokens, and validates it at points of equal ratios."""
+def curve(method: str, config: Config, share: float, rate: float) -> Iterator[Point]:
+    """Trains one method for the config's epochs, and validates it at points of equal ratios."""
     if method in ("weights", "error", "perturb"):
-        yield from _evolution(method, base, tokens, share)
+        step, evaluate = _evolution(method, config, share)
     else:
-        yield from _backpropagation(method, base, tokens)
-
-
-def _evolution(method: str, base: Config, tokens: float, share: float) -> Iterator[Point]:
-    per_epoch = base.population * base.tokens_per_update
-    epochs = max(round(tokens / per_epoch), 1)
-    changes: dict[str, Any] = {"alpha": ALPHA, "alpha_decay_timestep": round((2**ALPHA - 1) * epochs / (1 / share - 1))}
-    changes |= {"sigma_shift": 3} if method == "weights" else {"perturb": "activations", "head_rule": method}
-    config = base.replace(**changes)
-    trainer, valid = Trainer(config, load_tokens(config.train)), load_tokens(config.valid)
-    seconds = 0.0
-    for stop in _stops(epochs):
-        started = time.perf_counter()
-        while trainer.epoch < stop:
-            trainer.step()
-        seconds += time.perf_counter() - started
-        yield stop * per_epoch, seconds, validate(trainer.params, valid, config)[1]
-
-
-def _backpropagation(method: str, base: Config, tokens: float) -> Iterator[Point]:
-    config = base.replace(group_size=2, population=2 * base.population)  # as many lanes as the population has members
-    optimizer = "sgd" if method.endswith("sgd") else "adam"
-    descent = Descent(optimizer, learning_rate=0.03 if optimizer == "sgd" else 3e-3, micro_batch=512)
-    learner = Learner(config, descent, method.partition("-")[0])
-    lanes = Lanes(load_tokens(config.train), config)
-    rows = validation_rows(load_tokens(config.valid), config.validation_batch_size)
-    per_epoch = config.lanes * config.tokens_per_update
+        step, evaluate = _backpropagation(method, config, rate or RATES[method])
     seconds, epoch = 0.0, 0
-    for stop in _stops(max(round(tokens / per_epoch), 1)):
-        started = time.perf_counter()
+    for stop in _stops(config.num_epochs):
+        started = time.process_time()
         while epoch < stop:
-            learner.step(learner.gradient(*lanes.batch(epoch)))
+            step(epoch)
             epoch += 1
-        seconds += time.perf_counter() - started
-        yield stop * per_epoch, seconds, learner.evaluate(rows, config.tokens_per_update)
+        seconds += time.process_time() - started
+        yield stop * config.lanes * config.tokens_per_update, seconds, evaluate()
+
+
+def _evolution(method: str, base: Config, share: float) -> tuple[Callable[[int], object], Callable[[], float]]:
+    own = {"sigma_shift": 3} if method == "weights" else {"perturb": "activations", "head_rule": method}
+    config = scheduled(base.replace(**own), base.num_epochs, share)
+    trainer, valid = Trainer(config, load_tokens(config.train)), load_tokens(config.valid)
+    return lambda epoch: trainer.step(), lambda: validate(trainer.params, valid, config)[1]
+
+
+def _backpropagation(method: str, config: Config, rate: float) -> tuple[Callable[[int], object], Callable[[], float]]:
+    kind, _, optimizer = method.partition("-")
+    descent = Descent(optimizer or "adam", learning_rate=rate, micro_batch=512 if kind == "mingru" else 128)
+    learner, lanes = Learner(config, descent, kind), Lanes(load_tokens(config.train), config)
+    rows = validation_rows(load_tokens(config.valid), config.validation_batch_size)
+    return (
+        lambda epoch: learner.step(learner.gradient(*lanes.batch(epoch))),
+        lambda: learner.evaluate(rows, config.tokens_per_update),
+    )
 
 
 def _stops(epochs: int) -> list[int]:
@@ -94,11 +90,13 @@ def _stops(epochs: int) -> list[int]:
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """All curves of the options, as JSON."""
+    tokens_per_update = 50
     base = Config(
         n_layer=options.layers,
         n_embd=options.width,
         population=options.population,
-        tokens_per_update=50,
+        tokens_per_update=tokens_per_update,
+        num_epochs=max(round(options.text / (options.population // 2 * tokens_per_update)), 1),
         train=options.train,
         valid=options.valid,
     )
@@ -107,9 +105,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         curves[method] = []
         for seed in range(options.seeds):
             points = []
-            for point in curve(method, base.replace(seed=seed), options.tokens, options.share):
+            for point in curve(method, base.replace(seed=seed), options.share, options.rate):
                 points.append(point)
-                print(f"{method:<18} seed {seed} {point[0]:>12,} tokens {point[1]:>8.1f} s {point[2]:7.4f}", flush=True)
+                print(f"{method:<18} seed {seed} {point[0]:>12,} bytes {point[1]:>8.1f} s {point[2]:7.4f}", flush=True)
             curves[method].append(points)
     valid = load_tokens(options.valid)
     return {
@@ -124,7 +122,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 def table(measured: dict[str, Any]) -> str:
     """The last point of each method: mean and spread over the seeds, as Markdown."""
-    lines = ["| method | tokens | seconds | bits per byte | seeds |", "|---|---|---|---|---|"]
+    lines = ["| method | text read | processor seconds | bits per byte | seeds |", "|---|---|---|---|---|"]
     for method, seeds in measured["curves"].items():
         ends = [points[-1] for points in seeds]
         bits = [end[2] for end in ends]
@@ -149,7 +147,7 @@ def draw(measured: dict[str, Any], picture: str) -> None:
         recoloured = {key: ink for key in STYLE if key.endswith("color") and key not in ("grid.color",)}
         with matplotlib.rc_context({**STYLE, **recoloured, "grid.color": grid, "axes.edgecolor": grid}):
             figure = Figure(figsize=(11, 4.2), layout="constrained", facecolor=page)
-            for column, (place, label) in enumerate(((0, "tokens read"), (1, "seconds of training on 2 cores"))):
+            for column, (place, label) in enumerate(((0, "bytes of text read"), (1, "seconds of the processor"))):
                 axes = figure.add_subplot(1, 2, column + 1)
                 axes.set_facecolor(page)
                 for (method, seeds), colour in zip(measured["curves"].items(), COLOURS, strict=False):
@@ -172,8 +170,9 @@ def draw(measured: dict[str, Any], picture: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", default="weights,error,perturb", help=", ".join(METHODS))
-    parser.add_argument("--tokens", type=float, default=20e6, help="tokens of each curve (default: 20e6)")
+    parser.add_argument("--text", type=float, default=10e6, help="bytes of text that each curve reads (default: 10e6)")
     parser.add_argument("--share", type=float, default=0.1, help="of entries moved by noise at the end (default: 0.1)")
+    parser.add_argument("--rate", type=float, default=0, help=f"learning rate of floats (default: {RATES})")
     parser.add_argument("--seeds", type=int, default=3, help="(default: 3)")
     parser.add_argument("--layers", type=int, default=1, help="(default: 1)")
     parser.add_argument("--width", type=int, default=64, help="(default: 64)")

@@ -4,28 +4,28 @@ Exit codes: 0 done, 2 bad input (one sentence on stderr), 130 interrupted.
 """
 
 import argparse
-import os
 import sys
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from data_prep import cache, single
 from data_prep.next_step import next_command
 from data_prep.options import add_arguments, check_name, choose_source
 from data_prep.pipeline import prepare
-from nanoegg_mlx.errors import InputError
+from nanoegg_mlx import terminal
 
 
 def main(argv: list[str] | None = None, prog: str = "python -m data_prep") -> int:
     """Parses arguments (sys.argv by default) and runs the command. Returns its exit code."""
+    terminal.repair_streams()
     parser = argparse.ArgumentParser(prog=prog)
     add_arguments(parser)
-    return run(parser.parse_args(argv))
+    options = parser.parse_args(argv)
+    return terminal.exit_code(lambda: run(options))
 
 
 def run(options: argparse.Namespace) -> int:
-    """Prepares or checks the caches that the options name. Returns the exit code."""
-    _open_standard_streams()
+    """Prepares or checks the caches that the options name. Returns the exit code. Raises InputError for bad input."""
     try:
         source = choose_source(options)
         name = options.name or source.name
@@ -34,41 +34,15 @@ def run(options: argparse.Namespace) -> int:
             manifest, outcome = cache.check(options.out, name), "checked, the same as the manifest"
         else:
             manifest, outcome = prepare(source, options.out, name, options.force, options.quiet)
-    except InputError as error:
-        # Messages of other libraries, quoted in ours, may span several lines.
-        _say("error: " + " ".join(str(error).split()), sys.stderr)
-        return 2
     except KeyboardInterrupt:
-        _say("Interrupted; no cache was made.", sys.stderr)
+        print("Interrupted; no cache was made.", file=sys.stderr)
         return 130
     if not options.quiet:
         lines = [f"{name}: {outcome}", table(manifest, options.out), *source.remarks, *remarks(manifest)]
         if manifest["request"].get("split") == single.SPLIT and (command := next_command(manifest, options.out)):
             lines.append(f"Next: {command}")
-        _say("\n".join(lines), sys.stdout)
+        print("\n".join(lines))
     return 0
-
-
-def _open_standard_streams() -> None:
-    """Opens streams that the shell closed (`2>&-`), so that no cache gets the number of one."""
-    for number in range(3):
-        try:
-            os.fstat(number)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
-
-
-def _say(text: str, stream: TextIO) -> None:
-    """Prints a text, with characters that the stream cannot encode escaped. A reader who left is no error."""
-    encoding = getattr(stream, "encoding", None) or "utf-8"
-    try:
-        print(text.encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
-    except BrokenPipeError:
-        # Python flushes the stream once more at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def table(manifest: dict[str, Any], folder: Path) -> str:

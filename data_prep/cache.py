@@ -194,18 +194,27 @@ def read_manifest(folder: Path, name: str) -> dict[str, Any]:
     path = manifest_path(folder, name)
     try:
         manifest = json.loads(path.read_bytes())
-        entries = manifest["splits"].values()
         if (
             manifest["format_version"] == FORMAT_VERSION
             and isinstance(manifest["request"], dict)
-            and all({"file", "bytes", "documents", "tokens_sha256"} <= e.keys() for e in entries)
+            and all(_is_entry(entry, cache_path(folder, name, split)) for split, entry in manifest["splits"].items())
         ):
             return manifest
     except FileNotFoundError:
         raise InputError(f"The manifest {path} does not exist; the set must be prepared first.") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         pass
     raise InputError(f"The manifest {path} is unreadable; the set must be prepared again with --force.")
+
+
+def _is_entry(entry: dict[str, Any], path: Path) -> bool:
+    """Whether a manifest's entry describes the cache `path`, with figures of the right types."""
+    counts = [entry[name] for name in ("bytes", "documents", "documents_with_nul", "null_documents")]
+    return (
+        entry["file"] == path.name
+        and isinstance(entry["tokens_sha256"], str)
+        and all(type(count) is int and 0 <= count < 1 << 63 for count in counts)
+    )
 
 
 def check(folder: Path, name: str) -> dict[str, Any]:

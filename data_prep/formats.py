@@ -16,6 +16,7 @@ from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute
 import pyarrow.parquet
 
 from data_prep import json_lines, streams
@@ -105,9 +106,8 @@ def _read_parquet(source: Input, column: str) -> Iterator[pa.Array]:
         open(source.path, "rb") as stream,
         pa.parquet.ParquetFile(_native(source.path, stream), buffer_size=1 << 20, pre_buffer=False) as file,
     ):
-        check_column(file.schema_arrow, column, source.name)
-        # A field of a struct may have the same path; only a column has the path as its name.
-        leaf = next(i for i, c in enumerate(file.schema) if c.path == column == c.name)
+        path = find_column(file.schema_arrow, column, source.name)
+        leaf = _leaf(file.schema_arrow, path)
         for group in range(file.num_row_groups):
 
             def batches(rows: int, group: int = group) -> Iterator[pa.RecordBatch]:
@@ -117,7 +117,7 @@ def _read_parquet(source: Input, column: str) -> Iterator[pa.Array]:
             # Reading reports damaged or encrypted metadata; looking at it may end the process.
             next(batches(1), None)
             for batch in batches(_batch_rows(file.metadata.row_group(group).column(leaf))):
-                yield batch.column(0)
+                yield descend(batch.column(0), path[1:])
 
 
 def _batch_rows(chunk: pa.parquet.ColumnChunkMetaData) -> int:
@@ -142,9 +142,9 @@ def _read_arrow(source: Input, column: str) -> Iterator[pa.Array]:
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     buffer = pa.py_buffer(mapped)
     for batch in _record_batches(buffer):
-        check_column(batch.schema, column, source.name)
+        path = find_column(batch.schema, column, source.name)
         # One batch can be the whole file, so its pages are returned after each slice.
-        for chunk in text_chunks(batch.column(column)):
+        for chunk in text_chunks(descend(batch.column(path[0]), path[1:])):
             yield chunk
             mapped.madvise(mmap.MADV_DONTNEED)
 
@@ -159,20 +159,63 @@ def _record_batches(buffer: pa.Buffer) -> Iterator[pa.RecordBatch]:
             yield from reader
 
 
-def check_column(schema: pa.Schema, column: str, name: str) -> None:
-    """Raises InputError unless the schema has exactly one column of that name, of a text type."""
-    if schema.names.count(column) != 1:
+def find_column(schema: pa.Schema, column: str, name: str) -> list[str]:
+    """The path of a text column: its name, or else, for `a.b`, a struct's name and a field's, to any depth.
+
+    Raises InputError unless the schema has exactly one column of that name, or no such column and exactly one field of
+    that path, of a text type.
+    """
+    found = [[column]] * schema.names.count(column) or _paths(schema, column)
+    if len(found) != 1:
         raise InputError(
-            f"{name} has {'no' if column not in schema.names else 'more than one'} column {column!r} (its columns are "
+            f"{name} has {'more than one' if found else 'no'} column {column!r} (its columns are "
             f"{', '.join(map(repr, schema.names)) or 'none'}); --column must name the one with the text."
         )
-    kind = schema.field(column).type
+    kind = schema.field(found[0][0]).type
+    for field in found[0][1:]:
+        kind = kind.field(field).type
     if not is_text(kind):
         texts = [field.name for field in schema if is_text(field.type)]
         raise InputError(
             f"{name} has {kind}, not text, in column {column!r}; --column must name a text column (here: "
             f"{', '.join(map(repr, texts)) or 'none'})."
         )
+    return found[0]
+
+
+def _paths(fields: Iterable[pa.Field], name: str) -> list[list[str]]:
+    """All ways to read `name` as names joined by dots, of a field and of fields inside of it. Names may have dots."""
+    found = []
+    for field in fields:
+        if field.name == name:
+            found.append([name])
+        elif name.startswith(f"{field.name}.") and pa.types.is_struct(field.type):
+            rest = name.removeprefix(f"{field.name}.")
+            found += [[field.name, *path] for path in _paths(field.type.fields, rest)]
+    return found
+
+
+def _leaf(schema: pa.Schema, path: list[str]) -> int:
+    """The number of a column or field among the columns of a Parquet file, which are the leaves of its schema."""
+    leaf, fields = 0, list(schema)
+    for name in path:
+        place = next(i for i, field in enumerate(fields) if field.name == name)
+        leaf += sum(_leaves(field.type) for field in fields[:place])
+        fields = fields[place].type.fields if pa.types.is_struct(fields[place].type) else []
+    return leaf
+
+
+def _leaves(kind: pa.DataType) -> int:
+    if isinstance(kind, pa.BaseExtensionType):
+        return _leaves(kind.storage_type)
+    if pa.types.is_dictionary(kind) or not kind.num_fields:
+        return 1
+    return sum(_leaves(kind.field(number).type) for number in range(kind.num_fields))
+
+
+def descend(array: pa.Array, path: list[str]) -> pa.Array:
+    """The field of a struct array, of that inside of it, and so on; null where a struct is null."""
+    return pa.compute.struct_field(array, path) if path else array
 
 
 @contextmanager

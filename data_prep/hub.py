@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from data_prep.formats import check_column, checked_arrays, read_table
+from data_prep.formats import checked_arrays, descend, find_column, read_table
 from nanoegg_mlx.errors import InputError
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def read(data: "Dataset", column: str, label: str) -> Iterator[pa.Array]:
     Raises InputError for a column that is missing or not text, for a row that is not UTF-8, and when the number of rows
     on disk is not the declared one.
     """
-    check_column(data.data.schema, column, label)
+    find_column(data.data.schema, column, label)
     rows = 0
     for array in _arrays(data, column, label):
         yield array
@@ -105,7 +105,9 @@ def read(data: "Dataset", column: str, label: str) -> Iterator[pa.Array]:
 def _arrays(data: "Dataset", column: str, label: str) -> Iterator[pa.Array]:
     if not data.cache_files:
         # HF_DATASETS_IN_MEMORY_MAX_SIZE keeps small data sets in memory alone.
-        yield from checked_arrays(data.data.column(column).chunks, column, label)
+        path = find_column(data.data.schema, column, label)
+        chunks = data.data.column(path[0]).chunks
+        yield from checked_arrays((descend(chunk, path[1:]) for chunk in chunks), column, label)
     for file in data.cache_files:
         yield from read_table(Path(file["filename"]), column, label)
 

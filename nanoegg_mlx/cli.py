@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from nanoegg_mlx.commands import terminal
+from nanoegg_mlx import terminal
 from nanoegg_mlx.commands.options import Parser
 
 COMMANDS = ("prepare", "train", "eval", "sample", "inspect", "baseline", "replay", "plot", "report", "bench", "info")

@@ -102,7 +102,7 @@ def open_run(folder: str | Path, points: int = POINTS) -> RunCurves:
         config = {table: entries for table, entries in document.items() if isinstance(entries, dict)}
     except FileNotFoundError:
         pass
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{folder / 'config.toml'} cannot be read: {error}.") from error
     return RunCurves(folder, folder.resolve().name, config, curves)
 

@@ -104,7 +104,7 @@ class Wandb:
         try:
             known = json.loads(os.pread(self._state, 1000, 0))
             self._id, self._logged = str(known["id"]), int(known["epochs"])
-        except (ValueError, KeyError, TypeError):  # a new file, or an incomplete one
+        except (ValueError, KeyError, TypeError, RecursionError):  # a new file, or an incomplete one
             self._id, self._logged = secrets.token_hex(4), -1
         self._run = wandb.init(
             dir=str(folder),

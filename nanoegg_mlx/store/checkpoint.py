@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -47,8 +48,15 @@ class Checkpoint:
     """checkpoint.json: `tokens`, `seconds`, `validation` and more."""
 
     def states(self) -> np.ndarray:
-        """Every member's hidden state, (N, L, D) int8."""
-        return np.array(_load_arrays(self.path / "states.safetensors")["states"])
+        """Every member's hidden state, (N, L, D) int8. Raises InputError if the file has anything else."""
+        path, config = self.path / "states.safetensors", self.config
+        shape = (config.population, config.n_layer, config.n_embd)
+        states = _load_arrays(path).get("states")
+        if states is None or states.dtype != mx.int8 or states.shape != shape:
+            raise InputError(f"{path} does not fit its config.toml; it must have `states`, int8 of shape {shape}.")
+        if mx.any(states == -128).item():
+            raise InputError(f"{path} has an entry -128; entries must be from -127 to 127.")
+        return np.array(states)
 
 
 def save(
@@ -163,24 +171,10 @@ def open_whole(path: Path) -> Checkpoint:
         InputError: a file is missing, truncated or changed, the format is unknown, or the parameters have other
             shapes than the config's.
     """
-    about = path / "checkpoint.json"
-    try:
-        info = json.loads(about.read_bytes())
-        file_format, epoch = int(info["format"]), int(info["epoch"])
-        if file_format != FORMAT:
-            raise InputError(f"The format of the checkpoint {path} is {file_format}; it must be {FORMAT}.")
-        if info["sha256"] != _seal(info):
-            raise ValueError
-        hashes = {name: str(info["files"][name]) for name in FILES}
-    except OSError as error:
-        raise InputError(f"The checkpoint {path} is damaged: {about.name} is missing or unreadable.") from error
-    except InputError:
-        raise
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"The checkpoint {path} is damaged: {about.name} has changed.") from error
-    for name, expected in hashes.items():
+    info = _read_about(path)
+    for name in FILES:
         try:
-            whole = sha256_of(path / name) == expected
+            whole = sha256_of(path / name) == info["files"][name]
         except OSError as error:
             raise InputError(f"The checkpoint {path} is damaged: {name} is missing or unreadable.") from error
         if not whole:
@@ -191,7 +185,7 @@ def open_whole(path: Path) -> Checkpoint:
         check_params(params, config)
     except InputError as error:
         raise InputError(f"The checkpoint {path} does not fit its config.toml: {error}") from error
-    return Checkpoint(path, config, epoch, {name: params[name] for name in sorted(params)}, info)
+    return Checkpoint(path, config, info["epoch"], {name: params[name] for name in sorted(params)}, info)
 
 
 def folders(run: Path) -> list[Path]:
@@ -205,9 +199,8 @@ def describe(run: Path) -> list[tuple[Path, dict[str, Any] | None]]:
     described: list[tuple[Path, dict[str, Any] | None]] = []
     for folder in folders(run):
         try:
-            about = json.loads((folder / "checkpoint.json").read_bytes())
-            described.append((folder, about if about["sha256"] == _seal(about) else None))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            described.append((folder, _read_about(folder)))
+        except InputError:
             described.append((folder, None))
     return described
 
@@ -258,16 +251,42 @@ def _seal(about: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
+def _read_about(folder: Path) -> dict[str, Any]:
+    """A checkpoint's checkpoint.json. Raises InputError if it is missing, damaged or of another format."""
+    path = folder / "checkpoint.json"
+    try:
+        about = json.loads(path.read_bytes())
+    except OSError as error:
+        raise InputError(f"The checkpoint {folder} is damaged: {path.name} is missing or unreadable.") from error
+    except (ValueError, RecursionError):
+        about = None
+    if isinstance(about, dict) and type(about.get("format")) is int and about["format"] != FORMAT:
+        raise InputError(f"The format of the checkpoint {folder} is {about['format']}; it must be {FORMAT}.")
+    if not _is_about(about):
+        raise InputError(f"The checkpoint {folder} is damaged: {path.name} has changed.")
+    return about
+
+
+def _is_about(about: Any) -> bool:
+    """Whether it is the content of a checkpoint.json, sealed, whose figures have their types."""
+    if not isinstance(about, dict) or about.get("sha256") != _seal(about) or not isinstance(about.get("files"), dict):
+        return False
+    counts = [about.get("epoch"), about.get("tokens", 0)]
+    numbers = [about.get(name) for name in ("seconds", "validation", "validation_exact")]
+    return (
+        all(type(count) is int and 0 <= count < 1 << 63 for count in counts)
+        and all(number is None or (type(number) in (int, float) and math.isfinite(number)) for number in numbers)
+        and all(isinstance(about["files"].get(name), str) for name in FILES)
+    )
+
+
 def _best(run: Path) -> Path | None:
     """The checkpoint with the lowest validation figure, the newest on a tie; None if no checkpoint has a figure."""
-    figures = []
-    for folder in folders(run):
-        try:
-            figure = json.loads((folder / "checkpoint.json").read_bytes())["validation"]
-        except (OSError, ValueError, KeyError, TypeError):
-            continue  # Opening it reports the damage.
-        if figure is not None:
-            figures.append((figure, -epoch_of(folder), folder))
+    figures = [
+        (about["validation"], -epoch_of(folder), folder)
+        for folder, about in describe(run)
+        if about and about.get("validation") is not None  # Opening a damaged one reports the damage.
+    ]
     return min(figures)[2] if figures else None
 
 

@@ -150,7 +150,7 @@ def decode(line: bytes) -> Record:
     try:
         record = json.loads(line)
         record["epoch"] + 0
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, RecursionError) as error:
         raise ValueError("no JSON object with `epoch`") from error
     return record
 

@@ -344,3 +344,28 @@ def test_a_file_size_limit_of_the_system(tmp_path, start):
     assert err.startswith("error: ") and err.count("\n") == 1
     assert "local_train.npy cannot be written (File too large); it must be" in err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"file": "../name_train.npy"}, {"file": "name_valid.npy"}, {"file": 7}, {"bytes": -1}, {"bytes": 2**70},
+        {"documents": "2"}, {"documents_with_nul": None}, {"null_documents": 0.5}, {"tokens_sha256": []},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_entries_of_a_manifest_that_are_not_its_caches(tmp_path, change):
+    manifest, _ = prepare(make_source(), tmp_path, "name")
+    manifest["splits"]["train"].update(change)
+    (tmp_path / "name_manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(InputError, match=r"name_manifest\.json is unreadable"):
+        check(tmp_path, "name")
+
+
+def test_a_manifest_of_anything(tmp_path):
+    manifest, _ = prepare(make_source(), tmp_path, "name")
+    splits = [json.dumps({**manifest, "splits": value}) for value in ([], {"x": {}}, {"train": []})]
+    for content in ("[" * 100_000, "null", "[]", *splits):
+        (tmp_path / "name_manifest.json").write_text(content)
+        with pytest.raises(InputError, match=r"name_manifest\.json is unreadable"):
+            check(tmp_path, "name")

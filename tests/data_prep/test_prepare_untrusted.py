@@ -81,7 +81,7 @@ def test_a_line_that_is_no_object_has_the_same_answer_anywhere(tmp_path, monkeyp
         (b'[{"text": "a"}, {"text": "b"}]\n', "a JSON array"),
         (b'[\n{"text": "a"}]\n', "a JSON array"),
         (b"PAR1....", "a Parquet file"),
-        (gzip.compress(GOOD), "a gzip file"),
+        (gzip.compress(GOOD, mtime=0), "a gzip file"),
         (b"<html>\n", "XML or HTML"),
     ],
 )
@@ -118,6 +118,29 @@ def test_a_column_with_a_dot_is_not_a_field_of_a_struct(tmp_path):
     for order in (["a", "a.b", "c"], ["a.b", "c", "a"]):
         pq.write_table(table.select(order), tmp_path / "a.parquet")
         assert tokens_of(tmp_path / "a.parquet", "--column", "a.b") == b"\0p\0q"
+
+
+@pytest.mark.parametrize("ending", ["parquet", "arrow"])
+def test_a_field_of_a_struct_is_a_column_if_no_other_has_its_name(tmp_path, capfd, ending):
+    def write(table: pa.Table) -> Path:
+        path = tmp_path / f"a.{ending}"
+        if ending == "parquet":
+            pq.write_table(table, path)
+        else:
+            with pa.ipc.new_file(path, table.schema) as file:
+                file.write_table(table)
+        return path
+
+    rows = [{"b": "p", "c": [1, 2]}, None, {"b": None, "c": None}, {"b": "q", "c": []}]
+    before = {"tags": [["x"]] * 4, "map": pa.array([[("k", 1)]] * 4, pa.map_(pa.string(), pa.int64())), "id": range(4)}
+    path = write(pa.table({**before, "a": rows}))
+    assert tokens_of(path, "--column", "a.b") == b"\0p\0q"
+    assert "no column 'a.d'" in refused(path, capfd, "--column", "a.d")
+    assert "has list<" in refused(path, capfd, "--column", "a.c")
+    deep = [{"b.c": "first", "b": {"c": "second"}}]
+    assert "more than one column 'a.b.c'" in refused(write(pa.table({"a": deep})), capfd, "--column", "a.b.c")
+    path = write(pa.table({"a": [{"b": {"c": "deep"}}], "a.b": [{"d": "x"}]}))
+    assert tokens_of(path, "--column", "a.b.c") == b"\0deep"
 
 
 def parquet(**options: object) -> bytes:
@@ -319,7 +342,7 @@ def test_names_that_are_not_utf8(tmp_path, capfd):
 
 @pytest.mark.parametrize(
     "content",
-    [GOOD, gzip.compress(GOOD), zstd.compress(GOOD), parquet(), arrow(pa.array(["a"]))],
+    [GOOD, gzip.compress(GOOD, mtime=0), zstd.compress(GOOD), parquet(), arrow(pa.array(["a"]))],
     ids=["jsonl", "gzip", "zstd", "parquet", "arrow"],
 )
 def test_pipes(tmp_path, start, content):

@@ -112,3 +112,55 @@ def test_without_a_checkpoint(tmp_path: Path) -> None:
         checkpoint.load(tmp_path)
     with pytest.raises(InputError, match="does not exist; it must be a checkpoint's or a run's"):
         checkpoint.load(tmp_path / "nowhere")
+
+
+def rewritten(folder: Path, changes: dict[str, object]) -> None:
+    """Changes checkpoint.json, with a right seal: another program wrote it."""
+    path = folder / "checkpoint.json"
+    about = {**json.loads(path.read_text()), **changes}
+    path.write_text(json.dumps({**about, "sha256": checkpoint._seal(about)}))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"epoch": "1"}, {"epoch": 2**70}, {"epoch": True}, {"tokens": -1}, {"tokens": 1.5}, {"validation": "low"},
+        {"validation": float("inf")}, {"seconds": []}, {"files": []}, {"files": {"config.toml": 7}},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_figures_of_other_types_are_damage(tmp_path: Path, trainer: Trainer, changes: dict[str, object]) -> None:
+    older = save(tmp_path, trainer, {"validation": 3.0})
+    trainer.step()
+    folder = save(tmp_path, trainer, {"validation": 2.0})
+    rewritten(folder, changes)
+    with pytest.raises(InputError, match=r"is damaged: checkpoint\.json has changed"):
+        checkpoint.load(folder)
+    assert checkpoint.load(tmp_path, lambda text: None).path == older
+    assert checkpoint.named(tmp_path)["best"] == older
+    trainer.step()
+    save(tmp_path, trainer, {"validation": 4.0})
+    assert (tmp_path / "best").resolve() == older
+
+
+@pytest.mark.parametrize("content", [b"[" * 100_000, b"null", b"[1]", b"\xff", b"{", b'{"sha256": NaN}'])
+def test_a_checkpoint_json_of_anything(tmp_path: Path, trainer: Trainer, content: bytes) -> None:
+    folder = save(tmp_path, trainer, {})
+    (folder / "checkpoint.json").write_bytes(content)
+    with pytest.raises(InputError, match=r"is damaged: checkpoint\.json has changed"):
+        checkpoint.load(folder)
+
+
+def test_states_and_parameters_of_other_shapes(tmp_path: Path, trainer: Trainer) -> None:
+    folder = save(tmp_path, trainer, {})
+    lowest = np.array(trainer.states)
+    lowest[0, 0, 0] = -128
+    for name, value in (("other", trainer.states), ("states", trainer.states[1:]), ("states", lowest.astype(np.int16)),
+                        ("states", lowest)):  # fmt: skip
+        mx.save_safetensors(str(folder / "states.safetensors"), {name: mx.array(value)})
+        with pytest.raises(InputError, match=r"states\.safetensors (does not fit its config|has an entry -128)"):
+            checkpoint.Checkpoint(folder, CONFIG, 1, {}, {}).states()
+    head = np.array(trainer.params["head"])
+    head[0, 0] = -128
+    with pytest.raises(InputError, match=r"'head' has an entry -128"):
+        Trainer(CONFIG, pseudo_text(300, 1), params={**trainer.params, "head": mx.array(head)})

@@ -11,7 +11,7 @@ from nanoegg_mlx.errors import InputError, JobError, ReportedElsewhere
 
 
 def repair_streams() -> None:
-    """Opens closed standard streams on the null device, and makes them print `?` for characters they cannot encode."""
+    """Opens closed standard streams on the null device; the others print escapes for what they cannot encode."""
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
@@ -26,11 +26,11 @@ def repair_streams() -> None:
         if stream is None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
         elif hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")
+            stream.reconfigure(errors="backslashreplace")
 
 
-def exit_code(command: Callable[[], int]) -> int:
-    """Runs a command; prints its error as one sentence after `error: `.
+def exit_code(command: Callable[[], int], interrupted: str = "Interrupted.") -> int:
+    """Runs a command; prints its error as one sentence after `error: `, or after Ctrl-C the text `interrupted`.
 
     Returns:
         0 done, 2 bad input, 3 a process of the job was lost, 130 interrupted.
@@ -46,7 +46,8 @@ def exit_code(command: Callable[[], int]) -> int:
     except ReportedElsewhere:
         return 2
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        # Messages of other libraries, quoted in ours, may span several lines.
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except JobError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -55,8 +56,11 @@ def exit_code(command: Callable[[], int]) -> int:
         where = f": {error.filename}" if error.filename else ""
         print(f"error: {error.strerror or error}{where}; nothing was overwritten.", file=sys.stderr)
         return 2
+    except MemoryError:
+        print("error: There is not enough memory; a smaller model, population or chunk needs less.", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
-        print("Interrupted.", file=sys.stderr)
+        print(interrupted, file=sys.stderr)
         return 130
 
 
