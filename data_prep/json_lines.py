@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute
 import pyarrow.json
 
 from data_prep import streams
@@ -28,17 +29,21 @@ def read(source: Input, column: str, size: int) -> Iterator[pa.Array]:
     """Yields the column's values, (rows,) string arrays with nulls where a row lacks the key or holds null.
 
     size: bytes of a block; a longer line is a block of its own.
-    Raises InputError for a line that is not an object, a value that is not text, and a file without any text
-    whose first row lacks the key.
+    Where the first row has no key `a.b`, but an object `a` with a key `b`, these are the column; to any depth.
+    Raises InputError for a line that is not an object, a value that is not text, a file without any text
+    whose first row lacks the key, and one with both a key `a.b` and a key `b` of an object `a`.
     """
     rows = nulls = 0
     first = b""
+    path = [column]
     for block in _line_blocks(source, size):
         block, count = _checked(block, rows, source.name)
         if not count:
             continue
-        first = first or block.partition(b"\n")[0]
-        array = _parse(block, count, column, rows, source.name)
+        if not first:
+            first = block.partition(b"\n")[0]
+            path = _path(first, column, source.name)
+        array = _parse(block, count, path, column, rows, source.name)
         rows += count
         nulls += array.null_count
         yield array
@@ -102,33 +107,66 @@ def _open_ended(line: bytes) -> bool:
     return line == b"{" or line.endswith((b",", b"{", b"["))
 
 
-def _parse(block: bytes, count: int, column: str, rows: int, name: str) -> pa.Array:
+def _path(line: bytes, column: str, name: str) -> list[str]:
+    """Returns the keys that lead to the text in the first row: the column itself if the row has it or nothing else."""
+    try:
+        found = _paths(json.loads(line), column)
+    except (ValueError, RecursionError):
+        found = []
+    if len(found) > 1 and [column] not in found:
+        raise InputError(_ambiguous(column, name))
+    return [column] if [column] in found or not found else found[0]
+
+
+def _paths(value: object, name: str) -> list[list[str]]:
+    """Returns all ways to read `name` as keys joined by dots, of an object and of objects inside of it."""
+    found = []
+    for key, inner in value.items() if isinstance(value, dict) else ():
+        if key == name:
+            found.append([name])
+        elif name.startswith(f"{key}."):
+            found += [[key, *path] for path in _paths(inner, name.removeprefix(f"{key}."))]
+    return found
+
+
+def _ambiguous(column: str, name: str) -> str:
+    return f"{name} has more than one column {column!r} (keys of objects among them); --column must name only one."
+
+
+def _parse(block: bytes, count: int, path: list[str], column: str, rows: int, name: str) -> pa.Array:
     """Parses `count` checked lines. Raises InputError, with the row's number."""
+    field = pa.field(path[-1], pa.string())
+    for key in reversed(path[:-1]):
+        field = pa.field(key, pa.struct([field]))
+    fields = [field] if path == [column] else [field, pa.field(column, pa.string())]
     try:
         table = pa.json.read_json(
             pa.BufferReader(block),
             read_options=pa.json.ReadOptions(use_threads=False, block_size=len(block) + 1),
-            parse_options=pa.json.ParseOptions(
-                explicit_schema=pa.schema([(column, pa.string())]), unexpected_field_behavior="ignore"
-            ),
+            parse_options=pa.json.ParseOptions(explicit_schema=pa.schema(fields), unexpected_field_behavior="ignore"),
         )
     except pa.ArrowInvalid as error:
-        raise InputError(_message(error, block, column, rows, name)) from None
+        raise InputError(_message(error, block, path, rows, name, column)) from None
     if len(table) != count:
         raise InputError(_glued(block, rows, name))
-    return table.column(column).combine_chunks()
+    if path == [column]:
+        return table.column(column).combine_chunks()
+    if table.column(column).null_count < count:
+        raise InputError(_ambiguous(column, name))
+    return pa.compute.struct_field(table.column(path[0]).combine_chunks(), path[1:])
 
 
-def _message(error: pa.ArrowInvalid, block: bytes, column: str, rows: int, name: str) -> str:
+def _message(error: pa.ArrowInvalid, block: bytes, path: list[str], rows: int, name: str, column: str) -> str:
     text = str(error).removeprefix("JSON parse error: ")
     match = re.search(r" in row (\d+)$", text)
     if not match:
         return f"{name} is broken near row {rows} (counted from 0; {text.partition(chr(10))[0]}); {RULE}."
     row, text = rows + int(match[1]), text[: match.start()].rstrip(".")
-    if kind := re.fullmatch(rf"Column\(/{re.escape(column)}\) changed from string to (\w+)", text):
-        article = "an" if kind[1][0] in "aeiou" else "a"
+    kind = re.fullmatch(r"Column\(/(.*)\) changed from \w+ to (\w+)", text, re.DOTALL)
+    if kind and "/".join([*path, ""]).startswith(f"{kind[1]}/"):
+        article = "an" if kind[2][0] in "aeiou" else "a"
         return (
-            f"{name} has {article} {kind[1]}, not text, under {column!r} in row {row} (counted from 0); "
+            f"{name} has {article} {kind[2]}, not text, under {column!r} in row {row} (counted from 0); "
             "--column must name the key that holds the text."
         )
     if "changed from" in text:

@@ -143,6 +143,28 @@ def test_a_field_of_a_struct_is_a_column_if_no_other_has_its_name(tmp_path, capf
     assert tokens_of(path, "--column", "a.b.c") == b"\0deep"
 
 
+def test_a_key_of_an_object_is_a_column_if_no_other_has_its_name(tmp_path, monkeypatch, capfd):
+    path = tmp_path / "a.jsonl"
+
+    def write(*rows: object) -> Path:
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return path
+
+    rows = [{"a": {"b": "p", "c": 1}}, {"a": None}, {"x": 1}, {"a": {"b": None}}, {"a": {"c": 2}}, {"a": {"b": "q"}}]
+    for size in (10, 1 << 22):
+        monkeypatch.setattr(formats, "CHUNK_BYTES", size)
+        assert tokens_of(write(*rows), "--column", "a.b") == b"\0p\0q"
+        assert "more than one column 'a.b'" in refused(write(*rows, {"a.b": "r"}), capfd, "--column", "a.b")
+        both = write({"a.b": "p", "a": {"b": "nested"}}, {"a": {"b": "nested"}}, {"a.b": "q"})
+        assert tokens_of(both, "--column", "a.b") == b"\0p\0q"
+    assert tokens_of(write({"a": {"b.c": "p"}}), "--column", "a.b.c") == b"\0p"
+    assert "more than one" in refused(write({"a": {"b.c": "p", "b": {"c": "q"}}}), capfd, "--column", "a.b.c")
+    assert "has no column 'a.d'" in refused(path, capfd, "--column", "a.d")
+    for other, kind in (({"b": 7}, "a number"), ("p", "a string"), ([], "an array")):
+        message = refused(write({"a": {"b": "p"}}, {"a": other}), capfd, "--column", "a.b")
+        assert f"has {kind}, not text, under 'a.b' in row 1 (counted from 0)" in message
+
+
 def parquet(**options: object) -> bytes:
     file = io.BytesIO()
     pq.write_table(pa.table({"id": range(40), "text": ["some text"] * 40}), file, **options)
