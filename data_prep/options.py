@@ -57,7 +57,9 @@ def _add_source_arguments(parser: argparse.ArgumentParser) -> None:
         f"of files, pipes and folders ({KNOWN}; also data sets that save_to_disk wrote); a text file is one document, "
         "in other files each row is one",
     )
-    source.add_argument("--column", metavar="NAME", help="the column or JSON key of the text; a.b for the field b of a struct a (default: text)")
+    source.add_argument(
+        "--column", metavar="NAME", help="the column or JSON key of the text; a.b for b inside of a (default: text)"
+    )
     source.add_argument("--config", metavar="NAME", help="configuration of a hub data set (default: its own)")
     source.add_argument("--revision", metavar="REF", help="branch, tag or commit of a hub data set")
 

@@ -272,10 +272,11 @@ def _is_about(about: Any) -> bool:
     if not isinstance(about, dict) or about.get("sha256") != _seal(about) or not isinstance(about.get("files"), dict):
         return False
     counts = [about.get("epoch"), about.get("tokens", 0)]
-    numbers = [about.get(name) for name in ("seconds", "validation", "validation_exact")]
+    numbers = [about.get("seconds", 0.0)]
+    numbers += [figure for name in ("validation", "validation_exact") if (figure := about.get(name)) is not None]
     return (
         all(type(count) is int and 0 <= count < 1 << 63 for count in counts)
-        and all(number is None or (type(number) in (int, float) and math.isfinite(number)) for number in numbers)
+        and all(type(number) in (int, float) and math.isfinite(number) for number in numbers)
         and all(isinstance(about["files"].get(name), str) for name in FILES)
     )
 

@@ -146,11 +146,14 @@ def encode(line: Record) -> bytes:
 
 
 def decode(line: bytes) -> Record:
-    """Parses a line of the file. Raises ValueError unless it is a JSON object with a number `epoch`."""
+    """Parses a line. Raises ValueError unless it is a JSON object whose `epoch`, `tokens` and `seconds` are numbers.
+
+    `tokens` and `seconds` may be absent.
+    """
     try:
         record = json.loads(line)
-        record["epoch"] + 0
-    except (KeyError, TypeError, RecursionError) as error:
+        record["epoch"] + record.get("tokens", 0) + record.get("seconds", 0.0)
+    except (KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise ValueError("no JSON object with `epoch`") from error
     return record
 

@@ -125,7 +125,7 @@ def rewritten(folder: Path, changes: dict[str, object]) -> None:
     "changes",
     [
         {"epoch": "1"}, {"epoch": 2**70}, {"epoch": True}, {"tokens": -1}, {"tokens": 1.5}, {"validation": "low"},
-        {"validation": float("inf")}, {"seconds": []}, {"files": []}, {"files": {"config.toml": 7}},
+        {"validation": float("inf")}, {"seconds": []}, {"seconds": None}, {"files": []}, {"files": {"config.toml": 7}},
     ],
     ids=str,
 )  # fmt: skip
