@@ -157,8 +157,10 @@ def test_reading(tmp_path: Path) -> None:
     assert list(iterate(path)) == read_metrics(path) == lines_of(0, epochs=5)
     path.write_bytes(b"".join(content) + b"half of a line\n")
     assert len(read_metrics(path)) == 5
-    for damage in (b"{\n", b"[1]\n", b"3\n", b'{"epoch": "x"}\n', b"\n"):
-        path.write_bytes(b"".join([*content[:2], damage, *content[2:]]))
+    damages = [b"{", b"[1]", b"3", b'"epoch"', b"", b"[" * 9999, b'{"epoch": "x"}', b'{"epoch": 1, "tokens": "x"}',
+               b'{"epoch": 1, "seconds": null}']  # fmt: skip
+    for damage in damages:
+        path.write_bytes(b"".join([*content[:2], damage, b"\n", *content[2:]]))
         with pytest.raises(InputError, match=r"Line 3 of .*metrics\.jsonl is damaged"):
             read_metrics(path)
     with pytest.raises(InputError, match="cannot be read: No such file"):
