@@ -146,13 +146,14 @@ def encode(line: Record) -> bytes:
 
 
 def decode(line: bytes) -> Record:
-    """Parses a line. Raises ValueError unless it is a JSON object whose `epoch`, `tokens` and `seconds` are numbers.
+    """Parses a line. Raises ValueError unless it is a JSON object whose `epoch` and other figures are numbers.
 
-    `tokens` and `seconds` may be absent.
+    `tokens` and `seconds` may be absent, and validations may also be null.
     """
     try:
         record = json.loads(line)
         record["epoch"] + record.get("tokens", 0) + record.get("seconds", 0.0)
+        (record.get("validation") or 0) + (record.get("validation_exact") or 0)
     except (KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise ValueError("no JSON object with `epoch`") from error
     return record

@@ -158,7 +158,7 @@ def test_reading(tmp_path: Path) -> None:
     path.write_bytes(b"".join(content) + b"half of a line\n")
     assert len(read_metrics(path)) == 5
     damages = [b"{", b"[1]", b"3", b'"epoch"', b"", b"[" * 9999, b'{"epoch": "x"}', b'{"epoch": 1, "tokens": "x"}',
-               b'{"epoch": 1, "seconds": null}']  # fmt: skip
+               b'{"epoch": 1, "seconds": null}', b'{"epoch": 1, "validation": [2]}']  # fmt: skip
     for damage in damages:
         path.write_bytes(b"".join([*content[:2], damage, b"\n", *content[2:]]))
         with pytest.raises(InputError, match=r"Line 3 of .*metrics\.jsonl is damaged"):
