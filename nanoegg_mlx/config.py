@@ -144,6 +144,13 @@ class Config:
         only_with="activations",
     )
 
+    decorrelate: bool = _field(
+        "evolution",
+        False,
+        "let matrices learn as if their inputs were uncorrelated (docs/decorrelation.md)",
+        only_with="activations",
+    )
+
     tokens_per_update: int = _field("data", 100, "bytes that each member reads in an epoch", low=1)
     train: str = _field(
         "data", "data/minipile_train.npy", "training cache (1-D uint8 .npy)", may_change=True, per_rank=True

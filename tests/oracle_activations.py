@@ -162,6 +162,7 @@ class Votes:
         self.Z = {name: np.zeros(shape, np.int64) for name, shape in shapes.items()}
         self.S = {name: np.zeros(self._squares(name, shape), np.int64) for name, shape in shapes.items()}
         self.E, self.Y = np.zeros(c.vocab_size, np.int64), np.zeros(c.n_embd, np.int64)
+        self.C: dict[Node, np.ndarray] = {}
 
     @staticmethod
     def _squares(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -188,6 +189,8 @@ class Votes:
                 w = weight(c, node, d, R)
                 self.Z[name][l] += w * xi[node]
                 self.S[name][l] += w**2
+        for node, x in X.items():
+            self.C[node] = self.C.get(node, 0) + np.outer(x, x)
         w = weight(c, ("emb", 0), d, R)
         self.Z["emb"][token] += w * xi["emb", 0]
         self.S["emb"][token] += w**2
@@ -212,6 +215,44 @@ def move(parameter: np.ndarray, Z: np.ndarray, scale: int, bound: np.ndarray) ->
     """The parameter after the test `16 |Z| scale >= bound`, in Python integers."""
     large = (16 * np.abs(Z.astype(object)) * scale >= bound).astype(bool)
     return clip(parameter.astype(np.int64) + np.where(large, np.sign(Z), 0)).astype(np.int8)
+
+
+# docs/decorrelation.md
+
+
+def inverse_root(C: np.ndarray) -> tuple[np.ndarray, list[int]]:
+    """G and V of one block, in Python integers."""
+    n, one = len(C), 1 << 20
+    C, I = C.astype(object), np.eye(len(C), dtype=int).astype(object)
+    trace = sum(C[i, i] for i in range(n))
+    excess = max(trace.bit_length() - 36, 0) if trace else 0
+    A = (C >> excess) * n * one // max(trace >> excess, 1)
+    B = A + one // 8 * I
+    Y, Z = B * one // max(sum(abs(v) for v in row) for row in B), one * I
+    for _ in range(14):
+        T = (3 * one * I - (Z.dot(Y) >> 20)) >> 1
+        Y, Z = Y.dot(T) >> 20, T.dot(Z) >> 20
+    G = Z >> 10
+    AG = A.dot(G) >> 12
+    return G, [sum(G[j, i] * AG[j, i] for j in range(n)) for i in range(n)]
+
+
+def decorrelate(c: Any, votes: Votes) -> None:
+    """Replaces the votes of matrices and their variances."""
+
+    def replace(Z: np.ndarray, S: np.ndarray, C: np.ndarray) -> None:
+        for first in range(0, len(C), 64):
+            part = slice(first, first + 64)
+            G, V = inverse_root(C[part, part])
+            low, high = Z[:, part] & (2**26 - 1), Z[:, part] >> 26
+            Z[:, part] = (high.astype(object).dot(G) << 14) + (low.astype(object).dot(G) >> 12)
+            S[part] = [(int(S[part].sum()) * v >> 32) // len(V) for v in V]
+
+    for l in range(c.n_layer):
+        for name, (_, x) in MATRICES.items():
+            replace(votes.Z[f"blocks.{name}"][l], votes.S[f"blocks.{name}"][l, 0], votes.C[x, l])
+    S = votes.Y if c.head_rule == "error" else votes.S["head"][0]
+    replace(votes.Z["head"], S, votes.C["head", 0])
 
 
 def update(c: Any, params: Params, votes: Votes, epoch: int) -> Params:
@@ -273,6 +314,8 @@ class NudgedOracle:
             text = member_text(c, self.tokens, 2 * pair, self.epoch).tolist()
             some, states[members] = read_pair(c, self.params, pair, self.epoch, text, states[members], self.votes)
             scores += [sum(some[0]), sum(some[1])]
+        if c.decorrelate:
+            decorrelate(c, self.votes)
         self.params = update(c, self.params, self.votes, self.epoch)
         self.states, self.epoch = states, self.epoch + 1
         return np.array(scores)

@@ -143,6 +143,9 @@ NUDGED: dict[str, Any] = {key: value for key, value in TINY.items() if key != "s
 }
 
 NUDGED_CASES: dict[str, dict[str, Any]] = {
+    "decorrelated": {"decorrelate": True},
+    "decorrelated, head nudged": {"decorrelate": True, "head_rule": "perturb", "n_layer": 3},
+    "decorrelated, three chunks": {"decorrelate": True, "n_embd": 130, "n_layer": 1, "population": 4},
     "plain": {},
     "perturbed head": {"head_rule": "perturb"},
     "width 1": {"n_embd": 1, "n_layer": 3, "vocab_size": 1},
@@ -272,9 +275,11 @@ def test_nudged_run_equals_the_oracle(name: str, engine: str) -> None:
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("head_rule", ["error", "perturb"])
 @pytest.mark.parametrize("largest", [0, 1, 20, 127])
-def test_nudged_run_from_any_parameters(largest: int, head_rule: str, engine: str) -> None:
+@pytest.mark.parametrize("decorrelate", [False, True])
+def test_nudged_run_from_any_parameters(decorrelate: bool, largest: int, head_rule: str, engine: str) -> None:
     """All zeros and ones, where the mean of a norm is 0, up to the largest numbers, where every clip acts."""
-    config = nudged_config({"nudge": 1 if largest < 2 else 30, "alpha": 1.0, "head_rule": head_rule}, engine)
+    changes = {"nudge": 1 if largest < 2 else 30, "alpha": 1.0, "head_rule": head_rule, "decorrelate": decorrelate}
+    config = nudged_config(changes, engine)
     tokens = two_segments(config, 10)
     params, states = random_start(config, largest, largest)
     oracle = NudgedOracle(config, tokens)
@@ -329,7 +334,7 @@ def assert_same_moments(moments: Moments, expected: Moments) -> None:
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("head_rule", ["error", "perturb"])
 def test_moments_do_not_depend_on_chunks_and_add_up_over_spans(head_rule: str, engine: str) -> None:
-    config = nudged_config({"population": 14, "head_rule": head_rule}, engine)
+    config = nudged_config({"population": 14, "head_rule": head_rule, "decorrelate": True}, engine)
     texts, states = pair_texts(config, 7)
     whole = nudge(config, range(14), texts, states)
     for changes in ({"chunk": 1}, {"chunk": 4}, {"chunk": 14}, {"chunk": 100}, {"threads": 1}, {"threads": 5}):
@@ -365,4 +370,4 @@ def test_last_pairs_of_the_largest_population(head_rule: str, engine: str) -> No
         assert np.array_equal(result.states[own], new_states)
     S = {name: mx.array(S).reshape(result.sums.S[name].shape) for name, S in votes.S.items() if name in result.sums.S}
     by_error = {"head.E": mx.array(votes.E), "head.Y": mx.array(votes.Y)} if head_rule == "error" else {}
-    assert_same_moments(result.sums, Moments({name: mx.array(Z) for name, Z in votes.Z.items()}, S | by_error))
+    assert_same_moments(result.sums, Moments({name: mx.array(Z) for name, Z in votes.Z.items()}, S | by_error, {}))

@@ -34,6 +34,10 @@ MATRICES = (
     ("blocks.mlp.1.weight", "b", "hidden"),
 )
 """The layers' matrices: leaf, node of its output, input (by its name in `model.forward`)."""
+INPUT_OF = {leaf: name for leaf, _, name in MATRICES} | {"head": "head"}
+"""Leaf -> name of its input; the head's is y after the last layer."""
+CHUNK = 64
+"""Inputs whose products with each other are summed, for decorrelation.py."""
 BIASES = (("blocks.att.bf", "f"), ("blocks.att.bh", "c"))
 _ERROR_ONE = 8192
 """1.0 in the head's errors."""
@@ -49,6 +53,9 @@ class Moments(NamedTuple):
     S: dict[str, mx.array]
     """Variances of Z: (L, n) or (n,) for a matrix, one for each input; (L,) for a bias; (V,) for the embedding, one for
     each row. For the head by error under `head.E` (V,) and `head.Y` (D,)."""
+    C: dict[str, mx.array]
+    """With config.decorrelate, by name of the input: sums of X[i] X[j] for each input i and the inputs j of its chunk,
+    (L, n, CHUNK), of the head (D, CHUNK). Else empty."""
 
 
 class Nudged(NamedTuple):
@@ -173,7 +180,7 @@ def moments(tokens: list[Token], inputs: mx.array, config: Config) -> Moments:
         for leaf, node in BIASES:
             Z.setdefault(leaf, []).append(mx.sum((w[node][:, None] * xi[node, l]).astype(mx.int64), axis=0))
             S.setdefault(leaf, []).append(_squares(w[node]))
-    result = Moments({leaf: mx.stack(z) for leaf, z in Z.items()}, {leaf: mx.stack(s) for leaf, s in S.items()})
+    result = Moments({leaf: mx.stack(z) for leaf, z in Z.items()}, {leaf: mx.stack(s) for leaf, s in S.items()}, {})
     byte = inputs.reshape(-1).astype(mx.int32)
     result.Z["emb"] = _by_byte(later[:, None] * xi["emb", None], byte, config.vocab_size)
     result.S["emb"] = _by_byte((later * later)[:, None], byte, config.vocab_size)[:, 0]
@@ -186,7 +193,20 @@ def moments(tokens: list[Token], inputs: mx.array, config: Config) -> Moments:
         high = (error + 64) >> 7  # two digits: an int8 product each, and exact in float32
         result.Z["head"] = _products(error - (high << 7), y) + (_products(high, y) << 7)
         result.S["head.E"], result.S["head.Y"] = _squares(error), _squares(y)
+    if config.decorrelate:
+        for name in dict.fromkeys(name for _, _, name in MATRICES):
+            result.C[name] = mx.stack([_chunk_products(X[name, l]) for l in range(config.n_layer)])
+        result.C["head"] = _chunk_products(y)
     return result
+
+
+def _chunk_products(X: mx.array) -> mx.array:
+    """(K, n) inputs -> (n, CHUNK) int64, zeros beyond the end of the last chunk."""
+    chunks = []
+    for first in range(0, X.shape[1], CHUNK):
+        chunk = X[:, first : first + CHUNK]
+        chunks.append(mx.pad(_products(chunk, chunk), [(0, 0), (0, CHUNK - chunk.shape[1])]))
+    return mx.concatenate(chunks)
 
 
 def _products(a: mx.array, b: mx.array) -> mx.array:
@@ -210,7 +230,7 @@ def _by_byte(a: mx.array, byte: mx.array, vocab_size: int) -> mx.array:
 
 def add_moments(a: Moments, b: Moments) -> Moments:
     """The moments of both."""
-    return Moments({n: a.Z[n] + b.Z[n] for n in a.Z}, {n: a.S[n] + b.S[n] for n in a.S})
+    return Moments(*({name: x[name] + y[name] for name in x} for x, y in zip(a, b, strict=True)))
 
 
 @dataclass(frozen=True)

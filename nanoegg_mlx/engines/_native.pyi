@@ -50,9 +50,10 @@ def nudge(
     nudge: int = 2,
     head_nudge: int = 0,
     credit_decay: int = 12,
+    input_products: bool = False,
     threads: int = 0,
     block: int = 0,
-) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray], dict[str, np.ndarray]]: ...
+) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray], dict[str, np.ndarray], dict[str, np.ndarray]]: ...
 def update(
     params: dict[str, np.ndarray],
     noise: Noise,

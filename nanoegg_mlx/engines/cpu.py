@@ -66,7 +66,7 @@ class CPUEngine:
         self, params: Params, members: range, epoch: int, inputs: np.ndarray, targets: np.ndarray, states: np.ndarray
     ) -> Nudged:
         config = self.config
-        scores, new_states, Z, S = _native.nudge(
+        scores, new_states, Z, S, C = _native.nudge(
             _native.Weights(_as_numpy(params)),
             np.ascontiguousarray(inputs),
             np.ascontiguousarray(targets),
@@ -76,10 +76,11 @@ class CPUEngine:
             nudge=config.nudge,
             head_nudge=config.head_nudge if config.head_rule == "perturb" else 0,
             credit_decay=config.credit_decay,
+            input_products=config.decorrelate,
             threads=config.threads,
             block=config.chunk,
         )
-        return Nudged(scores, new_states, Moments(_as_mlx(Z), _as_mlx(S)))
+        return Nudged(scores, new_states, Moments(_as_mlx(Z), _as_mlx(S), _as_mlx(C)))
 
     def update(self, params: Params, fitness: np.ndarray, epoch: int) -> Params:
         updated = _native.update(

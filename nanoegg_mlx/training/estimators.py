@@ -16,6 +16,7 @@ import numpy as np
 from nanoegg_mlx.config import Config
 from nanoegg_mlx.core import activations
 from nanoegg_mlx.core.activations import Moments
+from nanoegg_mlx.core.decorrelation import decorrelated
 from nanoegg_mlx.core.params import Params
 from nanoegg_mlx.engines import Engine, make_engine
 from nanoegg_mlx.ranks.exchange import Exchange, Gathered
@@ -122,7 +123,8 @@ class ActivationsEstimator(Estimator):
         scored_at = time.perf_counter()
         gathered = self.exchange.gather_scores(scores, epoch, flag, expected=scored_at - started)
         votes = self.exchange.sum_votes(votes, epoch)
-        stepped = activations.step(params, votes, self.config, epoch)
+        moments = decorrelated(votes, self.config) if self.config.decorrelate else votes
+        stepped = activations.step(params, moments, self.config, epoch)
         update_seconds = time.perf_counter() - scored_at - gathered.seconds
         figures = {"signal": stepped.signal, "credit_rms": activations.credit_rms(votes, self.config)}
         return Estimate(

@@ -260,7 +260,7 @@ def moved(leaf: str, parameter: Any, Z: Any, S: Any, **changes: Any) -> Any:
     params[leaf] = mx.broadcast_to(mx.array(parameter, dtype=mx.int8), shape)
     votes = mx.array(np.broadcast_to(np.array(Z, np.int64), shape))
     variances = S if isinstance(S, dict) else {leaf: S}
-    sums = Moments({leaf: votes}, {name: mx.array(np.array(value, np.int64)) for name, value in variances.items()})
+    sums = Moments({leaf: votes}, {name: mx.array(np.array(value, np.int64)) for name, value in variances.items()}, {})
     result = step(params, sums, config, 0)
     assert result.params[leaf].dtype == mx.int8
     for other in params.keys() - {leaf}:
@@ -353,6 +353,6 @@ def test_signal_and_credit_rms() -> None:
     config = Config(**{**WIDE, "head_rule": "perturb"})
     Z = {"emb": mx.array([[3, 4], [6, 0], [0, 0]], dtype=mx.int64)}
     S = {"emb": mx.array([25, 9, 0], dtype=mx.int64), "blocks.att.bf": mx.array([50, 7], dtype=mx.int64)}
-    signal = step(init_params(config), Moments(Z, S), config, 0).signal
+    signal = step(init_params(config), Moments(Z, S, {}), config, 0).signal
     assert signal == {"emb": pytest.approx((9 / 25 + 16 / 25 + 36 / 9 + 0) / 4)}
-    assert activations.credit_rms(Moments(Z, S), config) == math.sqrt(50 / 2)
+    assert activations.credit_rms(Moments(Z, S, {}), config) == math.sqrt(50 / 2)

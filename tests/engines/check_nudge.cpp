@@ -8,6 +8,7 @@
 #include "check.h"
 #include "engine.h"
 #include "naive_nudge.h"
+#include "nodes.h"
 #include "random_inputs.h"
 
 using namespace nanoegg;
@@ -22,7 +23,7 @@ struct Results {
   std::vector<std::vector<int64_t>> sums;
 
   // The task with these arrays in it.
-  NudgeTask with(NudgeTask task, const Shape& shape, const std::vector<int8_t>& before) {
+  NudgeTask with(NudgeTask task, const Shape& shape, const std::vector<int8_t>& before, bool input_products = false) {
     states = before;
     scores.assign(2 * task.pairs, 0);
     sums.clear();
@@ -36,6 +37,8 @@ struct Results {
       if (leaf == kHead && task.head_nudge == 0) task.squared_errors = add(shape.vocab);
       task.s[leaf] = add(leaf == kEmb ? shape.vocab : (size_t)leaf_layers(shape, leaf) * leaf_cols(shape, leaf));
     }
+    for (int input = 0; input_products && input < 6; input++)
+      task.products[input] = add(input == 5 ? shape.width * kPad : shape.layers * input_size(shape, input) * kPad);
     task.states = states.data();
     task.scores = scores.data();
     return task;
@@ -172,7 +175,8 @@ void check_sums(const Isa& isa, size_t count, int entries, int n) {
 // Whole calls, of random models and options.
 void check_calls(const Isa& isa) {
   int number = 0;
-  for (const Shape shape : {Shape{1, 1, 1}, Shape{5, 7, 2}, Shape{17, 33, 3}, Shape{256, 20, 1}, Shape{70, 65, 1}}) {
+  for (const Shape shape :
+       {Shape{1, 1, 1}, Shape{5, 7, 2}, Shape{17, 33, 3}, Shape{256, 20, 1}, Shape{70, 65, 1}, Shape{3, 130, 2}}) {
     const Random model(shape, 1, 8, 0, number % 5);
     const Weights weights(isa, shape, model.params.data());
     NudgeTask task;
@@ -188,10 +192,11 @@ void check_calls(const Isa& isa) {
     std::vector<int8_t> states(2 * task.pairs * shape.layers * shape.width);
     fill(states.data(), states.size(), random_way());
     Results slow;
-    naive::nudge(shape, model.params.data(), slow.with(task, shape, states));
+    const bool input_products = number % 3 != 2;
+    naive::nudge(shape, model.params.data(), slow.with(task, shape, states, input_products));
     for (const int block : {0, 2, 6}) {
       Results fast;
-      nudge(weights, fast.with(task, shape, states), 1 + block / 2, block, nullptr);
+      nudge(weights, fast.with(task, shape, states, input_products), 1 + block / 2, block, nullptr);
       compare(fast, slow,
               std::string("nudge ") + isa.name + " of width " + std::to_string(shape.width) + ", block " +
                   std::to_string(block));

@@ -162,6 +162,17 @@ void add_sums(const Shape& s, const NudgeTask& task, const Token& token) {
     sum_products(a.data(), x.data(), 1, outputs, in, task.z[leaf] + (size_t)layer * outputs * in);
     sum_squares(&w, x.data(), 1, in, task.s[leaf] + (size_t)layer * in);
   };
+  // The products of inputs with those of their chunk.
+  const auto inputs = [&](int64_t* out, const Row& x) {
+    for (size_t i = 0; out && i < x.size(); i++)
+      for (size_t j = i / 64 * 64; j < i / 64 * 64 + 64 && j < x.size(); j++) out[i * 64 + j % 64] += x[i] * x[j];
+  };
+  for (int input = 0; task.products[0] && input < 5; input++)
+    for (int layer = 0; layer < s.layers; layer++) {
+      const Row& x = token.inputs[layer][input];
+      inputs(task.products[input] + layer * x.size() * 64, x);
+    }
+  inputs(task.products[5], token.last);
   for (int layer = 0; layer < s.layers; layer++) {
     const auto& [f, c, a, b] = token.nodes[layer];
     const auto& [y, h, g, q, hidden] = token.inputs[layer];

@@ -44,6 +44,7 @@ def random_config(rng: np.random.Generator, width: int) -> Config:
         head_nudge=int(rng.choice([1, 4, 64])),
         credit_decay=int(rng.integers(0, 16)),
         head_rule=str(rng.choice(["error", "perturb"])),
+        decorrelate=bool(rng.integers(2)),
         seed=int(rng.integers(2**63)),
         engine="cpu",
         threads=int(rng.integers(1, 4)),

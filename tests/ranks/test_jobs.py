@@ -43,7 +43,7 @@ VARIANTS = {
         "normalised": {"update": "auto", "fast_fitness": False, "rank": 2},
     }.items()
 }
-VARIANTS["nudged"] = CONFIG.replace(name="nudged", perturb="activations", n_layer=2)
+VARIANTS["nudged"] = CONFIG.replace(name="nudged", perturb="activations", n_layer=2, decorrelate=True)
 VARIANTS["nudged-head"] = CONFIG.replace(name="nudged-head", perturb="activations", head_rule="perturb", engine="mlx")
 # Votes that might need int64.
 VARIANTS["wide"] = CONFIG.replace(name="wide", update="sharded", fast_fitness=False, rank=170)

@@ -66,9 +66,9 @@ py::tuple py_logits(const Weights& weights, const py::object& in, const py::obje
 
 // The names of core.activations.Moments in their order, with zeros of their shapes.
 struct NudgeSums {
-  py::dict z, s;
+  py::dict z, s, products;
 
-  NudgeSums(const Shape& shape, NudgeTask& task) {
+  NudgeSums(const Shape& shape, NudgeTask& task, bool input_products) {
     const py::ssize_t L = shape.layers, V = shape.vocab, D = shape.width;
     for (const int leaf : {kWf, kUf, kWh, kUh, kMlp0, kMlp1}) {
       task.z[leaf] = add(z, kLeafNames[leaf], ParamDict::leaf_shape(shape, leaf));
@@ -83,6 +83,11 @@ struct NudgeSums {
     task.z[kHead] = add(z, kLeafNames[kHead], {V, D});
     if (task.head_nudge == 0) task.squared_errors = add(s, "head.E", {V});
     task.s[kHead] = add(s, task.head_nudge == 0 ? "head.Y" : kLeafNames[kHead], {D});
+    if (!input_products) return;
+    const char* names[] = {"y", "last", "g", "z", "hidden"};
+    for (int input = 0; input < 5; input++)
+      task.products[input] = add(products, names[input], {L, input_size(shape, input), (py::ssize_t)kPad});
+    task.products[5] = add(products, "head", {D, (py::ssize_t)kPad});
   }
 
   static int64_t* add(py::dict& dict, const char* name, const std::vector<py::ssize_t>& shape) {
@@ -94,7 +99,7 @@ struct NudgeSums {
 
 py::tuple py_nudge(const Weights& weights, const py::object& in, const py::object& out, const py::object& old,
                    std::pair<uint32_t, uint32_t> key, uint64_t first_pair, int nudge_size, int head_nudge,
-                   int credit_decay, int threads, int block) {
+                   int credit_decay, bool input_products, int threads, int block) {
   require_range("nudge", nudge_size, 1, 64);
   require_range("head_nudge", head_nudge, 0, 64);
   require_range("credit_decay", credit_decay, 0, 15);
@@ -106,9 +111,9 @@ py::tuple py_nudge(const Weights& weights, const py::object& in, const py::objec
   task.nudge = nudge_size, task.head_nudge = head_nudge, task.credit_decay = credit_decay;
   auto scores = zeros<int64_t>({given.states.shape(0)});
   task.scores = scores.mutable_data();
-  const NudgeSums sums(shape, task);
+  const NudgeSums sums(shape, task, input_products);
   without_gil([&](const Poll& poll) { nudge(weights, task, threads, block, poll); });
-  return py::make_tuple(scores, given.states, sums.z, sums.s);
+  return py::make_tuple(scores, given.states, sums.z, sums.s, sums.products);
 }
 
 UpdateTask update_task(const Shape& shape, const NoiseSpec& noise, const py::array& fitness, bool use_clt,
@@ -224,13 +229,15 @@ PYBIND11_MODULE(_native, m) {
         "Logits (members, T, V) int8 and new states; arguments as in score().");
   m.def("nudge", py_nudge, py::arg("weights"), py::arg("inputs"), py::arg("targets"), py::arg("states"), py::arg("key"),
         py::arg("first_pair") = 0, py::arg("nudge") = 2, py::arg("head_nudge") = 0, py::arg("credit_decay") = 12,
-        py::arg("threads") = 0, py::arg("block") = 0,
+        py::arg("input_products") = false, py::arg("threads") = 0, py::arg("block") = 0,
         "Scores of pairs first_pair, first_pair + 1, ... under nudged activations, and the sums of their votes "
         "(docs/activations.md).\n\n"
         "inputs, targets: (pairs, T) uint8. states: (2 pairs, L, D) int8, not changed.\n"
         "key: two words, of the epoch's coins. head_nudge: 0 where the head learns from its own error.\n"
         "threads, block: as in score().\n"
-        "Returns scores (2 pairs,) int64, new states, and dicts of int64 arrays: Z and S of core.activations.Moments.");
+        "Returns scores (2 pairs,) int64, new states, and dicts of int64 arrays: Z, S and C of "
+        "core.activations.Moments;\n"
+        "C is empty without input_products.");
   m.def("update", py_update, py::arg("params"), py::arg("noise"), py::arg("fitness"), py::arg("bound"),
         py::arg("use_clt") = true, py::arg("normalised") = false, py::arg("threads") = 0, py::arg("isa") = "",
         "Spec section 7: fitness (pairs,) int8, bound an integer. normalised divides Z by 16. Returns a new parameter "

@@ -43,6 +43,9 @@ struct NudgeTask {
   // (D,) for the head. Unused ones are null.
   int64_t *z[kLeaves] = {}, *s[kLeaves] = {};
   int64_t* squared_errors = nullptr; // (V,), if the head learns from its errors; s[kHead] is then sum y^2
+  // Zeros, or null: sums of X[i] X[j] for each input i of a matrix and the kPad inputs j of its chunk: (L, inputs,
+  // kPad); by Input, and last the head's (D, kPad).
+  int64_t* products[6] = {};
 };
 
 // Scores pairs under nudged activations, and sums their votes (nudge.cpp). block: most members a block may have, 0 to

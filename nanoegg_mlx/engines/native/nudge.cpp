@@ -68,10 +68,10 @@ constexpr Matrix kMatrices[] = {{kWf, kNodeF, kInputY},     {kUf, kNodeF, kInput
 
 // A part of the sums that one thread computes over all blocks of a batch.
 struct Job {
-  enum Kind { kVotes, kErrors, kSquares, kEmbedding } kind;
+  enum Kind { kVotes, kErrors, kSquares, kEmbedding, kProducts } kind;
   int layer;
-  int node;       // of the votes
-  int chunk;      // of kPad rows of the votes, or entries of the embedding
+  int node;       // of the votes; of the products of inputs: the Input
+  int chunk;      // of kPad rows of the votes, or entries of the embedding or of an input
   int begin, end; // rows of the chunk
   Matrix matrix;  // of the squares
 };
@@ -114,6 +114,13 @@ struct Summer {
     }
     for (int chunk = 0; chunk < (int)coin_blocks(shape, kNodeEmb); chunk++)
       list.push_back({Job::kEmbedding, 0, kNodeEmb, chunk, 0, 0, {}});
+    for (int layer = 0; layer <= shape.layers; layer++) {
+      for (const int input : {kInputY, kInputState, kInputG, kInputQ, kInputA}) {
+        if (!task.products[0] || (layer == shape.layers && input != kInputY)) continue;
+        for (int chunk = 0; chunk < (int)(padded(input_size(shape, input)) / kPad); chunk++)
+          list.push_back({Job::kProducts, layer, input, chunk, 0, 0, {}});
+      }
+    }
     return list;
   }
 
@@ -122,6 +129,7 @@ struct Summer {
       case Job::kVotes:
       case Job::kErrors: return votes(job);
       case Job::kSquares: return squares(job);
+      case Job::kProducts: return input_products(job);
       default: return embedding(job);
     }
   }
@@ -201,6 +209,41 @@ struct Summer {
       if (is_set(stop)) return;
       isa.sums.by_byte(kept.coins + job.chunk * kept.depth, kept.later, kept.bytes, kept.count, n, shape.width,
                        task.z[kEmb] + first);
+    }
+  }
+
+  // The products of the inputs of a chunk with each other.
+  void input_products(const Job& job) const {
+    const bool of_head = job.layer == shape.layers;
+    const int size = input_size(shape, job.node), n = std::min((int)kPad, size - job.chunk * (int)kPad);
+    std::vector<int8_t> rows(kPad * kSpan);
+    std::vector<int64_t> sums((size_t)n * n);
+    int32_t totals[kPad];
+    for (const Kept& kept : blocks) {
+      const uint8_t* x =
+          kept.inputs + (input_offset(shape, job.node, job.layer) + (size_t)job.chunk * kPad) * kept.depth;
+      for (size_t first = 0; first < kept.count; first += kSpan) {
+        if (is_set(stop)) return;
+        const size_t count = std::min(kSpan, kept.count - first);
+        panel_rows(x, n, kept.depth, first, count, rows.data());
+        isa.sums.row_totals(rows.data(), count, totals);
+        isa.sums.products(rows.data(), totals, 0, n, x, n, kept.depth, first, count, 1, sums.data());
+      }
+    }
+    int64_t* out = of_head ? task.products[5] : task.products[job.node] + (size_t)job.layer * size * kPad;
+    for (int i = 0; i < n; i++)
+      for (int j = 0; j < n; j++) out[((size_t)job.chunk * kPad + i) * kPad + j] += sums[(size_t)i * n + j];
+  }
+
+  // The rows (kPad, count) of n <= kPad inputs that are packed as panels x, from k = first on.
+  void panel_rows(const uint8_t* x, int n, size_t depth, size_t first, size_t count, int8_t* rows) const {
+    const size_t G = isa.group, lanes = (n + isa.lanes - 1) / isa.lanes * isa.lanes;
+    std::fill_n(rows, kPad * ((count + G - 1) / G * G), 0);
+    for (size_t i = 0; i < lanes; i += isa.panel) {
+      const size_t width = std::min<size_t>(isa.panel, lanes - i), bytes = width * G;
+      const uint8_t* group = x + i * depth + first * width;
+      for (size_t k = 0; k < count; k += G, group += bytes)
+        for (size_t b = 0; b < bytes; b++) rows[k * kPad + i * G + b] = (int8_t)(group[b] ^ isa.bias);
     }
   }
 
