@@ -3,12 +3,12 @@
     python benchmarks/learning.py --text 10e6 --seeds 3 --methods weights,error,perturb,mingru -o curves.json
     python benchmarks/learning.py --draw curves.json --picture docs/learning     # learning-light.svg, learning-dark.svg
 
-The methods: perturbed weights; nudged activations with head_rule error and perturb; and in floats by backpropagation
-the same minGRU (mingru) and a transformer, by Adam or SGD. All read the same batches of --train (the quickstart's
-corpus by default), with one update for each: a lane of text has one pair of members, or one row of a float batch, so
-the members of an evolution strategy read each byte twice. Time is that of the processor, all threads together: it
-hardly depends on what else the machine does. MLX's floats on a Linux CPU use the BLAS that the package brings, a slow
-one; with LD_PRELOAD=libopenblas.so.0 (Debian: libopenblas0-pthread) they are several times as fast.
+The methods: perturbed weights; nudged activations with head_rule error (also with decorrelated inputs) and perturb; and
+in floats by backpropagation the same minGRU (mingru) and a transformer, by Adam or SGD. All read the same batches of
+--train (the quickstart's corpus by default), with one update for each: a lane of text has one pair of members, or one
+row of a float batch, so the members of an evolution strategy read each byte twice. Time is that of the processor, all
+threads together: it hardly depends on what else the machine does. MLX's floats on a Linux CPU use the reference BLAS;
+with LD_PRELOAD=libopenblas.so.0 (Debian: libopenblas0-pthread) they are several times as fast.
 """
 
 from __future__ import annotations
@@ -41,18 +41,20 @@ Point = tuple[int, float, float]
 METHODS = {
     "weights": "perturbed weights",
     "error": "nudged activations, head by its error",
+    "decorrelated": "nudged activations, decorrelated inputs",
     "perturb": "nudged activations, head nudged too",
     "mingru": "the same network in floats, backpropagation and Adam",
     "transformer-adam": "transformer, backpropagation and Adam",
     "transformer-sgd": "transformer, backpropagation and SGD",
 }
 POINTS = 14
-RATES = {"mingru": 3e-3, "transformer-adam": 3e-3, "transformer-sgd": 0.1}
+RATES = {"mingru": 0.03, "transformer-adam": 1e-3, "transformer-sgd": 0.1}
+"""Learning rates, the best of some at 2 million bytes (docs/learning.md)."""
 
 
 def curve(method: str, config: Config, share: float, rate: float) -> Iterator[Point]:
     """Trains one method for the config's epochs, and validates it at points of equal ratios."""
-    if method in ("weights", "error", "perturb"):
+    if method in ("weights", "error", "decorrelated", "perturb"):
         step, evaluate = _evolution(method, config, share)
     else:
         step, evaluate = _backpropagation(method, config, rate or RATES[method])
@@ -67,7 +69,8 @@ def curve(method: str, config: Config, share: float, rate: float) -> Iterator[Po
 
 
 def _evolution(method: str, base: Config, share: float) -> tuple[Callable[[int], object], Callable[[], float]]:
-    own = {"sigma_shift": 3} if method == "weights" else {"perturb": "activations", "head_rule": method}
+    nudged = {"perturb": "activations", "head_rule": "perturb" if method == "perturb" else "error"}
+    own = {"sigma_shift": 3} if method == "weights" else {**nudged, "decorrelate": method == "decorrelated"}
     config = scheduled(base.replace(**own), base.num_epochs, share)
     trainer, valid = Trainer(config, load_tokens(config.train)), load_tokens(config.valid)
     return lambda epoch: trainer.step(), lambda: validate(trainer.params, valid, config)[1]
@@ -171,7 +174,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", default="weights,error,perturb", help=", ".join(METHODS))
     parser.add_argument("--text", type=float, default=10e6, help="bytes of text that each curve reads (default: 10e6)")
-    parser.add_argument("--share", type=float, default=0.1, help="of entries moved by noise at the end (default: 0.1)")
+    parser.add_argument("--share", type=float, default=0.2, help="of entries moved by noise at the end (default: 0.2)")
     parser.add_argument("--rate", type=float, default=0, help=f"learning rate of floats (default: {RATES})")
     parser.add_argument("--seeds", type=int, default=3, help="(default: 3)")
     parser.add_argument("--layers", type=int, default=1, help="(default: 1)")

@@ -95,9 +95,12 @@ def _votes(Z: np.ndarray, blocks: Roots) -> np.ndarray:
     """Z: (..., o, inputs)."""
     out = np.empty_like(Z)
     for part, G, _ in blocks:
-        # Two digits, so that the products are exact.
-        high, low = Z[..., part] >> 26, Z[..., part] & ((1 << 26) - 1)
-        out[..., part] = (_product(high, G) << 14) + (_product(low, G) >> 12)
+        # A few rows at a time: the threads that a BLAS starts for larger products cost more than they save.
+        for first in range(0, Z.shape[-2], BLOCK):
+            rows = Z[..., first : first + BLOCK, part]
+            # Two digits, so that the products are exact.
+            high, low = _product(rows >> 26, G), _product(rows & ((1 << 26) - 1), G)
+            out[..., first : first + BLOCK, part] = (high << 14) + (low >> 12)
     return out
 
 
