@@ -94,7 +94,11 @@ def read_fitness_log(path: Path) -> Iterator[LoggedEpoch]:
     for epoch, config, payload, _ in _frames(path):
         if payload is not None:
             pairs = config.pairs if config.perturb == "weights" else 0
-            yield LoggedEpoch(epoch, config, unpack_fitness(payload[_WORD.size :], pairs, config.fast_fitness))
+            try:
+                fitness = unpack_fitness(payload[_WORD.size :], pairs, config.fast_fitness)
+            except ValueError as error:
+                raise InputError(f"{path} is damaged: epoch {epoch} has {error}.") from error
+            yield LoggedEpoch(epoch, config, fitness)
 
 
 def start_fitness_log(path: Path, config: Config, epoch: int = 0) -> AppendOnly:
@@ -132,11 +136,17 @@ def _frames(path: Path) -> Iterator[tuple[int, Config, bytes | None, tuple[int, 
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             while (end := _end_of_frame(content, start)) is not None:
                 payload = content[start + _HEAD.size : end - _WORD.size]
+                if len(payload) < _WORD.size:
+                    raise InputError(f"{path} is damaged: a frame has {len(payload)} bytes; it must have its epoch.")
                 epoch = _WORD.unpack_from(payload)[0]
                 if following not in (None, epoch):
                     raise InputError(f"{path} is damaged: an epoch is {epoch}; it must be {following}.")
                 if content[start : start + 1] == b"C":
-                    config = Config.from_document(tomllib.loads(payload[_WORD.size :].decode()), str(path))
+                    try:
+                        document = tomllib.loads(payload[_WORD.size :].decode())
+                    except (ValueError, RecursionError) as error:
+                        raise InputError(f"{path} is damaged: the config of epoch {epoch} is not TOML.") from error
+                    config = Config.from_document(document, str(path))
                     yield epoch, config, None, (start, end)
                     following = epoch
                 elif config is None:

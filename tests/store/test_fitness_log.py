@@ -11,6 +11,7 @@ from nanoegg_mlx import Config, InputError, Trainer
 from nanoegg_mlx.store.fitness_log import (
     config_frame,
     epoch_frame,
+    frame,
     pack_fitness,
     read_fitness_log,
     size_before,
@@ -117,3 +118,25 @@ def test_other_files(tmp_path: Path) -> None:
     (tmp_path / "votes.bin").write_bytes(b"eggvotes" + later)
     with pytest.raises(InputError, match="must begin with a config"):
         list(read_fitness_log(tmp_path / "votes.bin"))
+
+
+@pytest.mark.parametrize(
+    ("frames", "sentence"),
+    [
+        (frame(b"C", b""), "a frame has 0 bytes"),
+        (frame(b"E", b"abc"), "a frame has 3 bytes"),
+        (frame(b"C", bytes(4) + b"= \xff"), "the config of epoch 0 is not TOML"),
+        (frame(b"C", bytes(4) + b"a=" + b"[" * 99999), "the config of epoch 0 is not TOML"),
+        (frame(b"C", bytes(4) + b"[model]\nn_layer = 0\n"), "n_layer is 0; it must be"),
+        (frame(b"E", bytes(4)), "it must begin with a config"),
+        (config_frame(CONFIG, 0) + frame(b"E", bytes(4) + b"\0"), "epoch 0 has 1 bytes for 7 ternary pairs"),
+        (config_frame(CONFIG, 0) + frame(b"E", bytes(4) + b"\xff\0"), "epoch 0 has 2 bytes for 7 ternary pairs"),
+    ],
+)
+def test_frames_with_a_right_checksum_and_anything_in_them(tmp_path: Path, frames: bytes, sentence: str) -> None:
+    path = tmp_path / "votes.bin"
+    start_fitness_log(path, CONFIG).close()
+    magic = path.read_bytes().removesuffix(config_frame(CONFIG, 0))
+    path.write_bytes(magic + frames)
+    with pytest.raises(InputError, match=sentence):
+        list(read_fitness_log(path))
