@@ -12,6 +12,7 @@ from random import Random
 import pytest
 
 from tests import fuzz
+from tests.damage import damage
 
 ROOT = Path(__file__).parents[1]
 
@@ -33,8 +34,8 @@ def test_damage_is_a_function_of_its_seed_and_changes_the_file(kind: str) -> Non
         "npy": b"\x93NUMPY\1\0v\0{'descr': '|u1', 'fortran_order': False, 'shape': (9,), }" + bytes(60),
         "binary": bytes(range(200)),
     }
-    results = [fuzz.damage(contents[kind], kind, Random(f"{seed}")) for seed in range(60)]
-    assert results == [fuzz.damage(contents[kind], kind, Random(f"{seed}")) for seed in range(60)]
+    results = [damage(contents[kind], kind, Random(f"{seed}")) for seed in range(60)]
+    assert results == [damage(contents[kind], kind, Random(f"{seed}")) for seed in range(60)]
     assert len(set(results)) > 40 and sum(result == contents[kind] for result in results) < 10
 
 
