@@ -221,20 +221,20 @@ def move(parameter: np.ndarray, Z: np.ndarray, scale: int, bound: np.ndarray) ->
 
 
 def inverse_root(C: np.ndarray) -> tuple[np.ndarray, list[int]]:
-    """G and V of one block, in Python integers."""
+    """G and V of one block: Python integers, and from A on, whose entries stay below 2^27, int64."""
     n, one = len(C), 1 << 20
-    C, I = C.astype(object), np.eye(len(C), dtype=int).astype(object)
+    C, I = C.astype(object), np.eye(len(C), dtype=np.int64)
     trace = sum(C[i, i] for i in range(n))
     excess = max(trace.bit_length() - 36, 0) if trace else 0
-    A = (C >> excess) * n * one // max(trace >> excess, 1)
+    A = ((C >> excess) * n * one // max(trace >> excess, 1)).astype(np.int64)
     B = A + one // 8 * I
-    Y, Z = B * one // max(sum(abs(v) for v in row) for row in B), one * I
+    Y, Z = B * one // np.abs(B).sum(axis=1).max(), one * I
     for _ in range(14):
         T = (3 * one * I - (Z.dot(Y) >> 20)) >> 1
         Y, Z = Y.dot(T) >> 20, T.dot(Z) >> 20
     G = Z >> 10
     AG = A.dot(G) >> 12
-    return G, [sum(G[j, i] * AG[j, i] for j in range(n)) for i in range(n)]
+    return G, [sum(int(G[j, i]) * int(AG[j, i]) for j in range(n)) for i in range(n)]
 
 
 def decorrelate(c: Any, votes: Votes) -> None:
@@ -245,7 +245,7 @@ def decorrelate(c: Any, votes: Votes) -> None:
             part = slice(first, first + 64)
             G, V = inverse_root(C[part, part])
             low, high = Z[:, part] & (2**26 - 1), Z[:, part] >> 26
-            Z[:, part] = (high.astype(object).dot(G) << 14) + (low.astype(object).dot(G) >> 12)
+            Z[:, part] = (high.dot(G) << 14) + (low.dot(G) >> 12)
             S[part] = [(int(S[part].sum()) * v >> 32) // len(V) for v in V]
 
     for l in range(c.n_layer):
