@@ -238,9 +238,9 @@ def test_nothing_to_do() -> None:
     assert (scores == 0).all() and np.array_equal(states, STATES)
     assert native.logits(WEIGHTS, nothing, STATES)[0].shape == (3, 0, 11)
     for tokens, before in ((TOKENS[:0], STATES[:0]), (nothing, NUDGED["states"])):
-        scores, states, Z, S = native.nudge(WEIGHTS, tokens, tokens, before, key=(1, 2))
+        scores, states, *moments = native.nudge(WEIGHTS, tokens, tokens, before, key=(1, 2), input_products=True)
         assert (scores == 0).all() and len(scores) == len(before) and np.array_equal(states, before)
-        assert not any(sums.any() for part in (Z, S) for sums in part.values())
+        assert not any(sums.any() for part in moments for sums in part.values())
     updated = native.update(PARAMS, NOISE, FITNESS[:0], 1)
     assert all(np.array_equal(updated[name], value) for name, value in PARAMS.items())
 
