@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute
 import pyarrow.parquet
 
-from data_prep import json_lines, streams
+from data_prep import columns, json_lines, streams
 from data_prep.streams import Input
 from data_prep.tokens import (
     CHUNK_BYTES,
@@ -165,7 +165,7 @@ def find_column(schema: pa.Schema, column: str, name: str) -> list[str]:
     Raises InputError unless the schema has exactly one column of that name, or no such column and exactly one field of
     that path, of a text type.
     """
-    found = [[column]] * schema.names.count(column) or _paths(schema, column)
+    found = [[column]] * schema.names.count(column) or columns.paths(column, _fields(pa.struct(schema)), _fields)
     if len(found) != 1:
         raise InputError(
             f"{name} has {'more than one' if found else 'no'} column {column!r} (its columns are "
@@ -183,16 +183,8 @@ def find_column(schema: pa.Schema, column: str, name: str) -> list[str]:
     return found[0]
 
 
-def _paths(fields: Iterable[pa.Field], name: str) -> list[list[str]]:
-    """All ways to read `name` as names joined by dots, of a field and of fields inside of it. Names may have dots."""
-    found = []
-    for field in fields:
-        if field.name == name:
-            found.append([name])
-        elif name.startswith(f"{field.name}.") and pa.types.is_struct(field.type):
-            rest = name.removeprefix(f"{field.name}.")
-            found += [[field.name, *path] for path in _paths(field.type.fields, rest)]
-    return found
+def _fields(kind: pa.DataType) -> list[tuple[str, pa.DataType]]:
+    return [(field.name, field.type) for field in (kind.fields if pa.types.is_struct(kind) else [])]
 
 
 def _leaf(schema: pa.Schema, path: list[str]) -> int:

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute
 import pyarrow.json
 
-from data_prep import streams
+from data_prep import columns, streams
 from data_prep.streams import Input
 from nanoegg_mlx.errors import InputError
 
@@ -110,7 +110,7 @@ def _open_ended(line: bytes) -> bool:
 def _path(line: bytes, column: str, name: str) -> list[str]:
     """Returns the keys that lead to the text in the first row: the column itself if the row has it or nothing else."""
     try:
-        found = _paths(json.loads(line), column)
+        found = columns.paths(column, _entries(json.loads(line)), _entries)
     except (ValueError, RecursionError):
         found = []
     if len(found) > 1 and [column] not in found:
@@ -118,15 +118,8 @@ def _path(line: bytes, column: str, name: str) -> list[str]:
     return [column] if [column] in found or not found else found[0]
 
 
-def _paths(value: object, name: str) -> list[list[str]]:
-    """Returns all ways to read `name` as keys joined by dots, of an object and of objects inside of it."""
-    found = []
-    for key, inner in value.items() if isinstance(value, dict) else ():
-        if key == name:
-            found.append([name])
-        elif name.startswith(f"{key}."):
-            found += [[key, *path] for path in _paths(inner, name.removeprefix(f"{key}."))]
-    return found
+def _entries(value: object) -> list[tuple[str, object]]:
+    return list(value.items()) if isinstance(value, dict) else []
 
 
 def _ambiguous(column: str, name: str) -> str:

@@ -132,5 +132,10 @@ def check_params(params: Params, config: Config) -> None:
                 f"The shape of parameter {name!r} is {tuple(params[name].shape)}; it must be {expected[name]} for "
                 f"n_layer = {config.n_layer}, n_embd = {config.n_embd}, vocab_size = {config.vocab_size}."
             )
-        if mx.any(params[name] == -128).item():
-            raise InputError(f"Parameter {name!r} has an entry -128; entries must be from -127 to 127.")
+        check_entries(params[name], f"Parameter {name!r}")
+
+
+def check_entries(values: mx.array, name: str) -> None:
+    """Raises InputError, naming the int8 array, if it has an entry -128."""
+    if mx.any(values == -128).item():
+        raise InputError(f"{name} has an entry -128; entries must be from -127 to 127.")

@@ -27,7 +27,7 @@ import mlx.core as mx
 import numpy as np
 
 from nanoegg_mlx.config import Config
-from nanoegg_mlx.core.params import Params, check_params
+from nanoegg_mlx.core.params import Params, check_entries, check_params
 from nanoegg_mlx.errors import InputError
 from nanoegg_mlx.store.durable import HashedFile, point, sha256_of, sync_folder
 
@@ -54,8 +54,7 @@ class Checkpoint:
         states = _load_arrays(path).get("states")
         if states is None or states.dtype != mx.int8 or states.shape != shape:
             raise InputError(f"{path} does not fit its config.toml; it must have `states`, int8 of shape {shape}.")
-        if mx.any(states == -128).item():
-            raise InputError(f"{path} has an entry -128; entries must be from -127 to 127.")
+        check_entries(states, str(path))
         return np.array(states)
 
 

@@ -152,10 +152,14 @@ def decode(line: bytes) -> Record:
     """
     try:
         record = json.loads(line)
-        record["epoch"] + record.get("tokens", 0) + record.get("seconds", 0.0)
-        (record.get("validation") or 0) + (record.get("validation_exact") or 0)
-    except (KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        raise ValueError("no JSON object with `epoch`") from error
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    if not isinstance(record, dict) or "epoch" not in record:
+        raise ValueError("no JSON object with `epoch`")
+    validations = [record[name] for name in ("validation", "validation_exact") if record.get(name) is not None]
+    for figure in [record["epoch"], record.get("tokens", 0), record.get("seconds", 0.0), *validations]:
+        if type(figure) not in (int, float):
+            raise ValueError(f"{figure!r} is not a number")
     return record
 
 

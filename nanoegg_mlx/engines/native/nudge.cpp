@@ -70,10 +70,11 @@ constexpr Matrix kMatrices[] = {{kWf, kNodeF, kInputY},     {kUf, kNodeF, kInput
 struct Job {
   enum Kind { kVotes, kErrors, kSquares, kEmbedding, kProducts } kind;
   int layer;
-  int node;       // of the votes; of the products of inputs: the Input
+  int node;       // of the votes
   int chunk;      // of kPad rows of the votes, or entries of the embedding or of an input
   int begin, end; // rows of the chunk
   Matrix matrix;  // of the squares
+  int input;      // of the products of inputs
 };
 
 struct Summer {
@@ -94,7 +95,7 @@ struct Summer {
       for (int first = 0; first < size; first += (int)kPad, chunks++) {
         const int n = std::min((int)kPad, size - first), each = (n + parts - 1) / parts;
         for (int begin = 0; begin < n; begin += each)
-          list.push_back({kind, layer, node, first / (int)kPad, begin, std::min(begin + each, n), {}});
+          list.push_back({kind, layer, node, first / (int)kPad, begin, std::min(begin + each, n), {}, 0});
       }
     };
     // Whole chunks, because the parts of one all compute its w xi; unless they are too few for the threads.
@@ -110,15 +111,15 @@ struct Summer {
       if (m.leaf == kWf) continue; // its squares are Wh's
       const int layers = m.leaf == kHead ? 1 : shape.layers;
       for (int layer = 0; layer < layers; layer++)
-        list.push_back({Job::kSquares, m.leaf == kHead ? shape.layers : layer, 0, 0, 0, 0, m});
+        list.push_back({Job::kSquares, m.leaf == kHead ? shape.layers : layer, 0, 0, 0, 0, m, 0});
     }
     for (int chunk = 0; chunk < (int)coin_blocks(shape, kNodeEmb); chunk++)
-      list.push_back({Job::kEmbedding, 0, kNodeEmb, chunk, 0, 0, {}});
+      list.push_back({Job::kEmbedding, 0, kNodeEmb, chunk, 0, 0, {}, 0});
     for (int layer = 0; layer <= shape.layers; layer++) {
       for (const int input : {kInputY, kInputState, kInputG, kInputQ, kInputA}) {
         if (!task.products[0] || (layer == shape.layers && input != kInputY)) continue;
         for (int chunk = 0; chunk < (int)(padded(input_size(shape, input)) / kPad); chunk++)
-          list.push_back({Job::kProducts, layer, input, chunk, 0, 0, {}});
+          list.push_back({Job::kProducts, layer, 0, chunk, 0, 0, {}, input});
       }
     }
     return list;
@@ -215,13 +216,13 @@ struct Summer {
   // The products of the inputs of a chunk with each other.
   void input_products(const Job& job) const {
     const bool of_head = job.layer == shape.layers;
-    const int size = input_size(shape, job.node), n = std::min((int)kPad, size - job.chunk * (int)kPad);
+    const int size = input_size(shape, job.input), n = std::min((int)kPad, size - job.chunk * (int)kPad);
     std::vector<int8_t> rows(kPad * kSpan);
     std::vector<int64_t> sums((size_t)n * n);
     int32_t totals[kPad];
     for (const Kept& kept : blocks) {
       const uint8_t* x =
-          kept.inputs + (input_offset(shape, job.node, job.layer) + (size_t)job.chunk * kPad) * kept.depth;
+          kept.inputs + (input_offset(shape, job.input, job.layer) + (size_t)job.chunk * kPad) * kept.depth;
       for (size_t first = 0; first < kept.count; first += kSpan) {
         if (is_set(stop)) return;
         const size_t count = std::min(kSpan, kept.count - first);
@@ -230,7 +231,7 @@ struct Summer {
         isa.sums.products(rows.data(), totals, 0, n, x, n, kept.depth, first, count, 1, sums.data());
       }
     }
-    int64_t* out = of_head ? task.products[5] : task.products[job.node] + (size_t)job.layer * size * kPad;
+    int64_t* out = of_head ? task.products[5] : task.products[job.input] + (size_t)job.layer * size * kPad;
     for (int i = 0; i < n; i++)
       for (int j = 0; j < n; j++) out[((size_t)job.chunk * kPad + i) * kPad + j] += sums[(size_t)i * n + j];
   }
