@@ -158,7 +158,19 @@ static const char* sample(const char* prompt, uint64_t bytes, uint64_t seed) {
   return finished();
 }
 
-/* model bits: the integer figure of `nanoegg eval FILE --rows 1`, to 4 decimals, an exact tie to even */
+/* Whether (2 n + 1) / 20000, halfway between two figures of 4 decimals, becomes the upper one, (n + 1) / 10000. Python
+   prints the nearest double, which may be on either side; where it is exact, the figure becomes even. */
+static int rounds_up(uint64_t n) {
+  const uint64_t p = 2 * n + 1, q = 20000;
+  int shift = 52; /* the double is a whole number of 2^-shift */
+  for (uint64_t t = p; t >= 2 * q; t /= 2) shift--;
+  for (uint64_t t = p; t < q; t *= 2) shift++;
+  uint64_t rest = p % q;
+  for (; shift > 0; shift--) rest = 2 * rest % q;
+  return rest == 0 ? n % 2 == 1 : rest > q / 2;
+}
+
+/* model bits: the integer figure of `nanoegg eval FILE --rows 1`, with 4 decimals */
 static const char* bits(void) {
   egg_state state;
   int8_t logits[256];
@@ -174,7 +186,7 @@ static const char* bits(void) {
   const int negative = score > 0; /* EXP2 and LOG2 truncate: a certain byte can cost less than nothing */
   const uint64_t top = 625 * (uint64_t)(negative ? score : -score), rest = top % count;
   uint64_t figure = top / count;
-  if (rest > count - rest || (rest == count - rest && figure % 2 == 1)) figure++;
+  if (rest > count - rest || (rest == count - rest && rounds_up(figure))) figure++;
   printf("%s%llu.%04llu\n", negative ? "-" : "", (unsigned long long)(figure / 10000),
          (unsigned long long)(figure % 10000));
   return finished();
