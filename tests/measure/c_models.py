@@ -26,7 +26,7 @@ from tests import compressed, oracle
 WARNINGS = ["-std=c99", "-Wall", "-Wextra", "-Wpedantic", "-Wconversion", "-Wshadow", "-Wmissing-prototypes", "-Werror"]
 SANITIZERS = ["-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 # `show logits`: the logits of each byte of standard input; `show coded`: the stream of records of 256 logits and a
-# byte; other arguments: the program itself.
+# byte; `show ties`: which figures halfway round up; other arguments: the program itself.
 SHOW = r"""
 #define main program
 #define EGG_MAIN
@@ -48,6 +48,10 @@ int main(int count, char **arguments) {
     egg_encoder_start(&encoder, write_byte, stdout);
     while (fread(logits, 1, 256, stdin) == 256) egg_encode(&encoder, logits, (uint8_t)getchar());
     egg_encoder_end(&encoder);
+    return 0;
+  }
+  if (count == 2 && strcmp(arguments[1], "ties") == 0) {
+    for (uint64_t n = 0; n < 200000; n++) putchar(rounds_up(n));
     return 0;
   }
   return program(count, arguments);

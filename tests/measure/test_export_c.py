@@ -61,7 +61,7 @@ def refused(program: Path, *arguments: str, given: bytes = b"") -> str:
     return error
 
 
-@pytest.mark.parametrize(("n_layer", "n_embd"), [(1, 1), (3, 2), (1, 7), (2, 16), (1, 65)])
+@pytest.mark.parametrize(("n_layer", "n_embd"), [(1, 1), (3, 2), (1, 65)])
 def test_results_under_the_sanitizers(tmp_path: Path, n_layer: int, n_embd: int) -> None:
     """`python -m tests.measure.c_models` does this for all widths."""
     model = random_model(n_layer, n_embd)
@@ -69,8 +69,7 @@ def test_results_under_the_sanitizers(tmp_path: Path, n_layer: int, n_embd: int)
 
 
 MACHINES = [
-    ("gcc", [], None),
-    ("gcc", ["-O3", "-funsigned-char"], None),
+    ("gcc", ["-O2", "-funsigned-char"], None),
     ("clang", ["-O2"], None),
     ("aarch64-linux-gnu-gcc", ["-O2", "-static"], "qemu-aarch64"),
     ("arm-linux-gnueabihf-gcc", ["-O2", "-static"], "qemu-arm"),
@@ -144,6 +143,12 @@ def test_bits(program: Path, text: bytes) -> None:
     config = MODEL.config.replace(validation_batch_size=1)
     figure = evaluate(MODEL.params, np.frombuffer(b"\0" + text, np.uint8), config).bits_per_byte
     assert run([program], "bits", given=text) == f"{figure:.4f}\n".encode()
+
+
+def test_ties_round_as_in_python(program: Path) -> None:
+    """Figures halfway between two of four decimals are common: a text of 400 bytes has 6400ths."""
+    up = [f"{(2 * n + 1) / 20000:.4f}" != f"{n // 10000}.{n % 10000:04}" for n in range(200_000)]
+    assert run([program], "ties") == bytes(up) and 0.4 < sum(up) / len(up) < 0.6
 
 
 def test_the_range_coder_on_extreme_distributions(program: Path) -> None:
