@@ -126,7 +126,7 @@ def card(opened: Checkpoint, licence: str) -> str:
         _figures(facts),
         "## Training",
         f"{opened.epoch:,} epochs" + (f", {facts['tokens']:,} bytes read." if facts["tokens"] else "."),
-        _table(["setting", "value"], [[name, json.dumps(value)] for name, value in facts["config"].items()]),
+        _table(["setting", "value"], [[_code(name), json.dumps(value)] for name, value in facts["config"].items()]),
         "## Data",
         _data_table(facts),
         "Each document is the byte 0 and its UTF-8 bytes.",
@@ -138,7 +138,7 @@ def card(opened: Checkpoint, licence: str) -> str:
         "## Limitations",
         "The model is small and has only read the text above. It continues text by what is likely; it follows no "
         "instructions and knows no facts to rely on. Its text can be wrong, offensive or a copy of training text. Bits "
-        "per byte hold for the validation text, and other text costs more.",
+        "per byte hold for the validation text, and other text may cost more.",
         "## Licence",
         f"`{licence}`"
         + (": the owner of the model has not chosen one yet." if licence == UNKNOWN_LICENCE else ", for the weights."),
@@ -183,12 +183,12 @@ def _data_table(facts: dict[str, Any]) -> str:
     rows = []
     for part, data in facts["data"].items():
         size = "" if data["tokens"] is None else f"{data['tokens']:,}"
-        rows.append([part, data["name"], size, data["sha256"] or ""])
+        rows.append([part, _code(data["name"]), size, data["sha256"] or ""])
     return _table(["part", "file", "bytes", "SHA-256"], rows)
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:
-    lines = [head, ["---"] * len(head), *[[_plain(cell) for cell in row] for row in rows]]
+    lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
@@ -206,9 +206,17 @@ def _data(config: Config, info: dict[str, Any], part: str) -> dict[str, Any]:
 
 
 def _plain(text: str) -> str:
-    """Text that Markdown shows as it is, on one line, also in a cell of a table."""
-    visible = "".join(character if character.isprintable() else " " for character in text)
-    return re.sub(r"([\\`*_{}\[\]<>#|])", r"\\\1", visible)
+    """Text that Markdown shows as it is, on one line."""
+    return re.sub(r"([\\`*_{}\[\]<>#|])", r"\\\1", _visible(text))
+
+
+def _code(text: str) -> str:
+    """Text as code, on one line, also in a cell of a table."""
+    return "`" + _visible(text).replace("`", "'").replace("|", "\\|") + "`"
+
+
+def _visible(text: str) -> str:
+    return "".join(character if character.isprintable() else " " for character in text)
 
 
 def _quoted(text: str) -> str:

@@ -24,11 +24,12 @@ from nanoegg_mlx.measure.export_c import c_source
 from tests import compressed, oracle
 
 WARNINGS = ["-std=c99", "-Wall", "-Wextra", "-Wpedantic", "-Wconversion", "-Wshadow", "-Wmissing-prototypes", "-Werror"]
-SANITIZERS = ["-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+SANITIZERS = ["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 # `show logits`: the logits of each byte of standard input; `show coded`: the stream of records of 256 logits and a
 # byte; `show ties`: which figures halfway round up; other arguments: the program itself.
 SHOW = r"""
 #define main program
+int main(int count, char **arguments);
 #define EGG_MAIN
 #include "model.c"
 #undef main

@@ -80,11 +80,10 @@ MACHINES = [
 def test_results_of_every_compiler(tmp_path: Path, name: str, options: list[str], emulator: str | None) -> None:
     """No warning, and the same logits, figures, samples and compressed bytes."""
     program: list[str | Path] = [compiler(emulator)] if emulator else []
-    program.append(build(tmp_path, MODEL, [compiler(name)], *options))
+    program.append(build(tmp_path, MODEL, [compiler(name)], *WARNINGS, *options))
     check(program, MODEL, 120)
     assert run(program, "sample", "ae", "60", "5") == sampled(MODEL, b"ae", 60, 5)
-    compile_c(tmp_path, [name], "alone", (tmp_path / "model.c").read_text(), *WARNINGS, "-c")
-    compile_c(tmp_path, [name], "alone", (tmp_path / "model.c").read_text(), *WARNINGS, "-DEGG_MAIN", "-c")
+    compile_c(tmp_path, [name], "alone", MODEL.source(), *WARNINGS, *options, "-c")
 
 
 @pytest.mark.parametrize("shape", [(1, 64), (3, 11)])
@@ -255,17 +254,17 @@ def test_refused_commands(program: Path) -> None:
     os.close(folder)
 
 
-def test_the_example_of_the_documentation(tmp_path: Path) -> None:
-    """It compiles beside the exported file, once as a part of the program and once with its declarations only."""
-    (example,) = re.findall(r"```c\n(.*?)```", DOCS.read_text(), re.DOTALL)
+def test_the_examples_of_the_documentation(tmp_path: Path) -> None:
+    """They compile beside the exported file: with all of it, and with its declarations only."""
+    sample, message = re.findall(r"```c\n(.*?)```", DOCS.read_text(), re.DOTALL)
     (tmp_path / "model.c").write_text(MODEL.source())
-    whole = compile_c(tmp_path, [compiler("gcc")], "example", example, *WARNINGS)
-    assert run([whole]) == sampled(MODEL, b"def ", 80, 1)
-    declared = "#define EGG_HEADER\n" + example
-    compile_c(tmp_path, ["gcc"], "parts", declared, *WARNINGS, "-c")
+    expected = sampled(MODEL, b"def ", 80, 1)
+    assert run([compile_c(tmp_path, [compiler("gcc")], "sample", sample, *WARNINGS)]) == expected
+    assert run([compile_c(tmp_path, ["gcc"], "message", message, *WARNINGS)]) == b"return self"
+    compile_c(tmp_path, ["gcc"], "declared", "#define EGG_HEADER\n" + sample, *WARNINGS, "-c")
     compile_c(tmp_path, ["gcc"], "alone", MODEL.source(), *WARNINGS, "-c")
-    subprocess.run(["gcc", "parts.o", "alone.o", "-o", "parts"], cwd=tmp_path, check=True)
-    assert run([tmp_path / "parts"]) == sampled(MODEL, b"def ", 80, 1)
+    subprocess.run(["gcc", "declared.o", "alone.o", "-o", "parts"], cwd=tmp_path, check=True)
+    assert run([tmp_path / "parts"]) == expected
 
 
 def test_models_that_are_not_for_texts() -> None:

@@ -76,7 +76,7 @@ def test_the_hub_reads_the_card(tmp_path: Path) -> None:
     assert results["bits_per_byte"].dataset_name == "it's: [a].npy"
     everything = b"".join(path.read_bytes() for path in (tmp_path / "hub").iterdir())
     assert b"secret" not in everything
-    for part in ("2.6213", "12,345 bytes", "2 layers of width 6", "ab" * 32, "| nudge | 2 |", "apache-2.0"):
+    for part in ("2.6213", "12,345 bytes", "2 layers of width 6", "ab" * 32, "| `nudge` | 2 |", "apache-2.0"):
         assert part in card.text, part
 
 
