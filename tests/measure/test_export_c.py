@@ -240,8 +240,8 @@ def test_refused_commands(program: Path) -> None:
     for arguments in ([], ["train"], ["bits", "x"], ["compress", "x"], ["sample", "a", "1", "2", "3"]):
         assert "must be sample [PROMPT] [BYTES] [SEED], bits, compress or decompress" in refused(program, *arguments)
     for number in ("", "-1", "1x", "18446744073709551616", "99999999999999999999"):
-        assert "BYTES must be" in refused(program, "sample", "a", number)
-        assert "SEED must be" in refused(program, "sample", "a", "1", number)
+        assert "BYTES is no number of bytes; it must be" in refused(program, "sample", "a", number)
+        assert "SEED is no seed; it must be" in refused(program, "sample", "a", "1", number)
     assert "Standard input is empty" in refused(program, "bits")
     for command in ("compress", "sample"):
         with open("/dev/full", "wb") as full:

@@ -241,6 +241,7 @@ static const char* compress(void) {
     total += n;
     if (ferror(stdout)) break;
   }
+  if (ferror(stdin)) return finished(); /* without its end, the file is no whole one */
   put_number(0, 4);
   put_number(total, 8);
   sha256_end(&sum, digest);
@@ -328,14 +329,15 @@ static const char* run(int count, char** arguments) {
   uint64_t bytes = 500, seed = 0;
   if (strcmp(command, "sample") == 0 && count <= 5) {
     if (count > 3 && !parsed(arguments[3], &bytes))
-      return "BYTES must be a whole number from 0 to 18446744073709551615.";
-    if (count > 4 && !parsed(arguments[4], &seed)) return "SEED must be a whole number from 0 to 18446744073709551615.";
+      return "BYTES is no number of bytes; it must be a whole number from 0 to 18446744073709551615.";
+    if (count > 4 && !parsed(arguments[4], &seed))
+      return "SEED is no seed; it must be a whole number from 0 to 18446744073709551615.";
     return sample(count > 2 ? arguments[2] : "", bytes, seed);
   }
   if (count == 2 && strcmp(command, "bits") == 0) return bits();
   if (count == 2 && strcmp(command, "compress") == 0) return compress();
   if (count == 2 && strcmp(command, "decompress") == 0) return decompress();
-  return "The command must be sample [PROMPT] [BYTES] [SEED], bits, compress or decompress.";
+  return "The command is missing or unknown; it must be sample [PROMPT] [BYTES] [SEED], bits, compress or decompress.";
 }
 
 int main(int count, char** arguments) {
