@@ -86,6 +86,13 @@ def test_results_of_every_compiler(tmp_path: Path, name: str, options: list[str]
     compile_c(tmp_path, [name], "alone", MODEL.source(), *WARNINGS, *options, "-c")
 
 
+def test_clang_for_other_processors(tmp_path: Path) -> None:
+    """No warning where clang is the cross-compiler, without a system's headers."""
+    for target in ("aarch64-none-elf", "arm-none-eabihf", "thumbv7em-none-eabi"):
+        cross = [compiler("clang"), f"--target={target}", "-ffreestanding"]
+        compile_c(tmp_path, cross, "model", MODEL.source(), *WARNINGS, "-O2", "-c")
+
+
 @pytest.mark.parametrize("shape", [(1, 64), (3, 11)])
 def test_memory_on_cortex_m(tmp_path: Path, shape: tuple[int, int]) -> None:
     """Flash, static RAM and stack stay within what the command prints; nothing is needed from a library."""
