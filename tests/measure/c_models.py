@@ -1,6 +1,6 @@
 """Exported models for tests: random parameters that reach every case, compilers, and a program that shows all results.
 
-python -m tests.measure.c_models             every width from 1 to 130 under the sanitizers, some ten minutes
+python -m tests.measure.c_models             every width from 1 to 130 under the sanitizers: 3 minutes on 2 cores
 """
 
 from __future__ import annotations
