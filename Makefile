@@ -4,6 +4,7 @@
 # make sanitize     the native engine without Python, under the address and undefined-behaviour sanitizers: recorded
 #                   traces and kernels against their scalar twins, on every instruction set of this machine; half a
 #                   minute
+# make sanitize-c the exported C file under the same sanitizers, every width from 1 to 130; some minutes
 # make test-arm     the same for 64-bit Arm in an emulator, on processors with and without i8mm and dotprod; a minute
 #                   and a half. Needs Debian's g++-aarch64-linux-gnu and qemu-user
 #
@@ -36,7 +37,7 @@ CASES := build/check/cases.bin
 ARM_CXX ?= aarch64-linux-gnu-g++
 ARM_RUN ?= qemu-aarch64
 
-.PHONY: quickstart install test lint notebook sanitize test-arm clean
+.PHONY: quickstart install test lint notebook sanitize sanitize-c test-arm clean
 .DELETE_ON_ERROR:
 
 quickstart: install
@@ -63,7 +64,7 @@ lint: $(VENV)/installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
+	$(BIN)/clang-format --dry-run -Werror $(CXX_FILES) $(wildcard nanoegg_mlx/measure/model_c/*.c)
 
 notebook: $(VENV)/installed-notebook
 	$(BIN)/marimo edit notebooks/eggroll_claims.py
@@ -74,6 +75,9 @@ $(VENV)/installed-notebook: $(SOURCES)
 
 sanitize: build/check/sanitized $(CASES)
 	build/check/sanitized $(CASES)
+
+sanitize-c: $(VENV)/installed-test
+	$(BIN)/python -m tests.measure.c_models
 
 test-arm: build/check/arm $(CASES)
 	$(ARM_RUN) -cpu max build/check/arm $(CASES) i8mm,dotprod,neon,portable

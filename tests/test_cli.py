@@ -160,7 +160,9 @@ def test_eval_mistakes(tmp_path: Path, caches: list[str], capsys: pytest.Capture
         one_error(capsys, *parts)
 
 
-@pytest.mark.parametrize("command", ["prepare", "train", "eval", "sample", "inspect", "baseline", "bench", "info"])
+@pytest.mark.parametrize(
+    "command", ["prepare", "train", "eval", "sample", "inspect", "export", "baseline", "bench", "info"]
+)
 def test_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit:
         main([command, "--help"])

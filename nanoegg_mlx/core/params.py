@@ -6,6 +6,7 @@ over layers in their first axis. Matrices are stored (out, in).
 
 from __future__ import annotations
 
+import hashlib
 import math
 from dataclasses import dataclass
 from functools import lru_cache
@@ -139,3 +140,21 @@ def check_entries(values: mx.array, name: str) -> None:
     """Raises InputError, naming the int8 array, if it has an entry -128."""
     if mx.any(values == -128).item():
         raise InputError(f"{name} has an entry -128; entries must be from -127 to 127.")
+
+
+def model_hash(params: Params, config: Config) -> bytes:
+    """SHA-256 that identifies a model in a compressed file (docs/compressed-format.md): of its shape and parameters.
+
+    Args:
+        params: leaf name -> int8 array.
+        config: its shapes.
+
+    Returns:
+        32 bytes.
+    """
+    digest = hashlib.sha256(b"nanoegg1")
+    for size in (config.n_layer, config.n_embd, config.vocab_size):
+        digest.update(size.to_bytes(4, "little"))
+    for leaf in leaves(config):
+        digest.update(np.ascontiguousarray(params[leaf.name]).tobytes())
+    return digest.digest()

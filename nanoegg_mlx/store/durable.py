@@ -13,6 +13,7 @@ import io
 import os
 import shutil
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,43 @@ def write_file(path: Path, content: bytes) -> None:
         file.write(content)
         file.finish()
     os.replace(temporary, path)
+    sync_folder(path.parent)
+
+
+def create_file(path: Path, content: bytes) -> None:
+    """Writes a new file atomically. Raises FileExistsError if the name is in use, and nothing has changed then."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        with HashedFile(temporary) as file:
+            file.write(content)
+            file.finish()
+        # Unlike a rename, a link never replaces a file.
+        os.link(temporary, path)
+    except OSError as error:
+        if error.errno not in _UNSUPPORTED or os.path.lexists(path):
+            raise
+        os.rename(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def create_folder(path: Path, files: Mapping[str, bytes]) -> None:
+    """Writes a new folder with these files atomically. Raises OSError if the name is in use by a file or a folder."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        for name, content in files.items():
+            with HashedFile(temporary / name) as file:
+                file.write(content)
+                file.finish()
+        sync_folder(temporary)
+        os.rename(temporary, path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
     sync_folder(path.parent)
 
 
