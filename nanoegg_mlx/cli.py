@@ -9,7 +9,21 @@ from importlib import import_module
 from nanoegg_mlx import terminal
 from nanoegg_mlx.commands.options import Parser
 
-COMMANDS = ("prepare", "train", "eval", "sample", "inspect", "baseline", "replay", "plot", "report", "bench", "info")
+COMMANDS = (
+    "prepare",
+    "train",
+    "eval",
+    "sample",
+    "inspect",
+    "baseline",
+    "replay",
+    "plot",
+    "report",
+    "compress",
+    "decompress",
+    "bench",
+    "info",
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

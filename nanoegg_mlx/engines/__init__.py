@@ -1,4 +1,5 @@
-"""Engines run the hot calls: score, logits, encode, decode, nudge, votes, update. All give the same bits. This module chooses one."""
+"""Engines run the hot calls: scores and predictions, coding, votes and updates. All give the same bits. This module
+chooses one."""
 
 from __future__ import annotations
 

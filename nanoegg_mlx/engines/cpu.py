@@ -70,9 +70,7 @@ class CPUEngine:
 
     def decode(self, params: Params, streams: Sequence[bytes], sizes: Sequence[int]) -> list[bytes]:
         weights = _native.Weights(_as_numpy(params))
-        return _native.decode(
-            weights, list(streams), list(sizes), threads=self.config.threads, block=self.config.chunk
-        )
+        return _native.decode(weights, list(streams), list(sizes), threads=self.config.threads, block=self.config.chunk)
 
     def nudge(
         self, params: Params, members: range, epoch: int, inputs: np.ndarray, targets: np.ndarray, states: np.ndarray
