@@ -89,7 +89,10 @@ def test_the_environment_chooses(isa: str, monkeypatch: pytest.MonkeyPatch) -> N
 def test_nothing() -> None:
     weights = native.Weights(random_params(np.random.default_rng(1), CONFIG))
     assert native.encode(weights, []) == [] and native.decode(weights, [], []) == []
-    assert native.encode(weights, [b"", b""]) == [b"", b""] and native.decode(weights, [b"x", b""], [0, 0]) == [b"", b""]
+    assert native.encode(weights, [b"", b""]) == [b"", b""] and native.decode(weights, [b"x", b""], [0, 0]) == [
+        b"",
+        b"",
+    ]
     engine = make_engine(CONFIG.replace(engine="mlx"))
     params = as_mlx(random_params(np.random.default_rng(1), CONFIG))
     assert engine.encode(params, []) == [] and engine.decode(params, [b""], [0]) == [b""]
