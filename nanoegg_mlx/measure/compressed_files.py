@@ -190,7 +190,10 @@ def _created(path: str, like: os.stat_result | None, force: bool, direct: bool =
     folder = os.path.dirname(path) or "."
     temporary = os.path.join(folder, f".nanoegg-{secrets.token_hex(8)}.tmp")
     # Readable for its owner only until it has the permissions of its input.
-    descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600 if like else 0o666)
+    try:
+        descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600 if like else 0o666)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written ({error.strerror}); its folder must be writable.") from error
     try:
         with open(descriptor, "w+b") as file:
             yield file

@@ -121,7 +121,7 @@ def test_what_is_refused(model: str, folder: Path, capsys: pytest.CaptureFixture
     refuses([*to, "a.txt", "-o", "b.egg"], capsys, "b.egg exists; the output must be a new file")
     refuses([*to, "a.txt", "-f", "-o", "d"], capsys, "d exists and is no regular file")
     refuses([*to, "a.txt", "-f", "-o", "link"], capsys, "link exists and is no regular file")
-    refuses([*to, "a.txt", "-o", "no/where"], capsys, "No such file or directory")
+    refuses([*to, "a.txt", "-o", "no/where"], capsys, "no/where cannot be written (No such file or directory)")
     refuses([*to, "a.txt", "b.egg", "-o", "x"], capsys, "-o is given for 2 files")
     refuses([*to, "a.txt", "a.txt"], capsys, "a.txt.egg would be written 2 times")
     refuses([*to, "a.txt", "--rm", "-o", "-"], capsys, "--rm is given with a standard stream")

@@ -260,10 +260,11 @@ PYBIND11_MODULE(_native, m) {
   m.def("logits", py_logits, py::arg("weights"), py::arg("inputs"), py::arg("states"), py::arg("noise") = nullptr,
         py::arg("first_member") = 0, py::arg("threads") = 0,
         "Logits (members, T, V) int8 and new states; arguments as in score().");
-  m.def("encode", py_encode, py::arg("weights"), py::arg("lanes"), py::arg("threads") = 0, py::arg("block") = 0,
-        "The streams of lanes of text, a list of bytes each (docs/compressed-format.md); V is 256, and the lanes' sizes "
-        "differ by at most one.\n\n"
-        "threads, block: as in score().");
+  m.def(
+      "encode", py_encode, py::arg("weights"), py::arg("lanes"), py::arg("threads") = 0, py::arg("block") = 0,
+      "The streams of lanes of text, a list of bytes each (docs/compressed-format.md); V is 256, and the lanes' sizes "
+      "differ by at most one.\n\n"
+      "threads, block: as in score().");
   m.def("decode", py_decode, py::arg("weights"), py::arg("streams"), py::arg("sizes"), py::arg("threads") = 0,
         py::arg("block") = 0,
         "The lanes of these sizes from their streams; a damaged stream gives another text. Arguments as in encode().");

@@ -1,7 +1,7 @@
 // The range coder's steps (docs/compressed-format.md). core/range_coder.py is the definition.
 //
-// Notable: the 256 frequencies are summed in groups of 16. A search looks at 16 sums of groups and at the 16 frequencies
-// of a group. All loops have 16 rounds without branches, for the compiler to make vector code of.
+// Notable: the 256 frequencies are summed in groups of 16. A search looks at 16 sums of groups and at the 16
+// frequencies of a group. All loops have 16 rounds without branches, for the compiler to make vector code of.
 #pragma once
 
 #include "arithmetic.h"

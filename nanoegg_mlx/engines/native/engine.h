@@ -35,8 +35,8 @@ struct ScoreTask {
 // block: most members a block may have, 0 to choose.
 void score(const Weights& weights, const ScoreTask& task, int threads, int block, const Poll& poll);
 
-// The streams of lanes of text, and the lanes of streams of any content (coding.cpp). V is 256; the lanes' sizes differ by
-// at most one.
+// The streams of lanes of text, and the lanes of streams of any content (coding.cpp). V is 256; the lanes' sizes differ
+// by at most one.
 std::vector<std::string> encode(const Weights& weights, const std::vector<std::string_view>& lanes, int threads,
                                 int block, const Poll& poll);
 std::vector<std::string> decode(const Weights& weights, const std::vector<std::string_view>& streams,

@@ -59,7 +59,7 @@ struct Block {
   int8_t* logits;         // (members, tokens, V), or null
   Coder* coders;          // (members,), or null; text[t] is the byte after token t, so that it lies in `inputs` too
   bool decodes;
-  const int* stop;        // polled; non-zero ends the block early
+  const int* stop; // polled; non-zero ends the block early
 
   uint8_t* slots;              // noise factors, one slot per pair
   int8_t* slot_draws;          // raw draws of one leaf
