@@ -4,8 +4,8 @@
 
 A .npy file is a token cache, whose documents are joined; any other file is read as it is. For each file: bytes, bits
 per byte, the size with the model counted, and MB of text per second of processor time, the best of three runs on one
-thread. Every result is decompressed and compared. PPMd needs the package `pyppmd`. zpaq -m5, which mixes contexts, needs
-a program `zpaq` on the path (Debian's package). Without them their rows are missing.
+thread. Every result is decompressed and compared. PPMd needs the package `pyppmd`. zpaq -m5, which mixes contexts,
+needs a program `zpaq` on the path (Debian's package). Without them their rows are missing.
 """
 
 import argparse
