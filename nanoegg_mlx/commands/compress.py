@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Callable, Sequence
 
@@ -86,10 +87,15 @@ def work(
     total: Callable[[str], int | None],
 ) -> None:
     """Codes file after file, with a bar of `total` bytes of text, and prints a line for each."""
-    for source, target in zip(files, targets, strict=True):
-        with tqdm(total=total(source), unit="B", unit_scale=True, leave=False, disable=None, desc=source) as bar:
-            done = code(source, target, bar.update)
-        print(line(done), file=sys.stderr if target == STREAM else sys.stdout)
+    # An exception, so that no temporary file stays, as after Ctrl-C.
+    handler = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        for source, target in zip(files, targets, strict=True):
+            with tqdm(total=total(source), unit="B", unit_scale=True, leave=False, disable=None, desc=source) as bar:
+                done = code(source, target, bar.update)
+            print(line(done), file=sys.stderr if target == STREAM else sys.stdout)
+    finally:
+        signal.signal(signal.SIGTERM, handler)
 
 
 def line(done: Done) -> str:

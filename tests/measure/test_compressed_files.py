@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import stat
 import sys
 from pathlib import Path
@@ -216,3 +217,24 @@ def test_without_links(model: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(os, "link", no_link)
     assert main(["compress", model, "a.txt"]) == 0 and names(folder) == ["a.txt", "a.txt.egg"]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_leaves_nothing(
+    number: int, code: int, model: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from nanoegg_mlx.engines.mlx import MLXEngine
+
+    def interrupted(*given: Any) -> list[bytes]:
+        assert len(names(folder)) == 2, "the temporary file"
+        os.kill(os.getpid(), number)
+        return []
+
+    monkeypatch.setattr(MLXEngine, "encode", interrupted)
+    handlers = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+    try:
+        ended = main(["compress", model, "a.txt", "--engine=mlx"])
+    except SystemExit as exit:
+        ended = exit.code  # type: ignore[assignment]
+    assert ended == code and names(folder) == ["a.txt"]
+    assert handlers == [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
