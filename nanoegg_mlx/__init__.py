@@ -5,6 +5,7 @@ trainer = Trainer(config, train_tokens)
 result  = trainer.step()
 scores, bits_per_byte = validate(trainer.params, valid_tokens, config)
 text    = bytes(generate(trainer.params, config, b"def ", tokens=100))
+packed  = compress(text, trainer.params, config)
 """
 
 from importlib import metadata
@@ -12,6 +13,7 @@ from importlib import metadata
 from nanoegg_mlx.config import Config
 from nanoegg_mlx.core.params import init_params
 from nanoegg_mlx.errors import InputError
+from nanoegg_mlx.measure.compress import compress, decompress
 from nanoegg_mlx.measure.evaluate import evaluate, validate
 from nanoegg_mlx.measure.sample import Sampling, generate
 from nanoegg_mlx.training.trainer import EpochResult, Trainer
@@ -22,6 +24,8 @@ __all__ = [
     "InputError",
     "Sampling",
     "Trainer",
+    "compress",
+    "decompress",
     "evaluate",
     "generate",
     "init_params",

@@ -10,7 +10,19 @@ from nanoegg_mlx import terminal
 from nanoegg_mlx.commands.options import Parser
 
 COMMANDS = (
-    *("prepare", "train", "eval", "sample", "inspect", "export", "baseline", "replay", "plot", "report", "bench"),
+    "prepare",
+    "train",
+    "eval",
+    "sample",
+    "inspect",
+    "export",
+    "baseline",
+    "replay",
+    "plot",
+    "report",
+    "compress",
+    "decompress",
+    "bench",
     "info",
 )
 

@@ -25,6 +25,7 @@ import signal
 import sys
 import tempfile
 import time
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,10 +38,14 @@ import pyarrow.parquet as pq
 
 from nanoegg_mlx import cli, terminal
 from nanoegg_mlx.config import Config
+from nanoegg_mlx.core.params import model_hash
+from nanoegg_mlx.engines import make_engine
+from nanoegg_mlx.measure import container
 from nanoegg_mlx.show import curves
 from nanoegg_mlx.store import checkpoint
 from tests.damage import damage
-from tests.traces import pseudo_text
+from tests.tiny import skilled_checkpoint
+from tests.traces import ENGINES, pseudo_text
 
 SECONDS = 60
 MEMORY = 8 << 30
@@ -111,6 +116,31 @@ def resealed(name: str) -> Callable[[], str]:
     return run
 
 
+def resealed_egg() -> str:
+    """Reads a compressed file that is damaged but whose first block has the right checksum and the right model."""
+    content = bytearray(Path("a.egg").read_bytes())
+    opened = checkpoint.load("m")
+    content[:44] = container.MAGIC + b"\1\0\0\0" + model_hash(opened.params, opened.config)
+    if len(content) > 56:
+        end = 56 + int.from_bytes(content[52:56], "little")
+        content[end : end + 4] = zlib.crc32(content[44:end]).to_bytes(4, "little")
+    Path("a.egg").write_bytes(content)
+    return command("decompress", "a.egg", "--model", "m", "-o", "a.out")()
+
+
+def decoded_lane() -> str:
+    """Decodes the file's bytes as the streams of three lanes: any bytes are a stream, and all engines agree."""
+    content = Path("a.egg").read_bytes()
+    opened = checkpoint.load("m")
+    streams = [content[:99], content[99:], content]
+    texts = [
+        make_engine(opened.config.replace(engine=engine)).decode(opened.params, streams, [20, 21, 20])
+        for engine in ENGINES
+    ]
+    assert texts[0] == texts[-1] and [len(text) for text in texts[0]] == [20, 21, 20]
+    return ""
+
+
 def _prepare(file: str) -> Callable[[], str]:
     return command("prepare", "--train", file, "--out", "out", "--quiet", result="out/local_train.npy")
 
@@ -139,6 +169,13 @@ TARGETS = {
     "votes_resumed": Target("runs/t/votes.bin", command(*RESUME, result=RESUMED), sealed=True),
     "metrics": Target("runs/t/metrics.jsonl", read_curves, kind="json"),
     "metrics_resumed": Target("runs/t/metrics.jsonl", command(*RESUME, result=RESUMED), sealed=True, kind="json"),
+    "compressed": Target(
+        "a.egg", command("decompress", "a.egg", "--model", "m", "-o", "a.out", result="a.out"), sealed=True
+    ),
+    "compressed_resealed": Target("a.egg", resealed_egg),
+    "compressed_stream": Target("a.egg", decoded_lane),
+    "exported": Target("hub/config.json", command("eval", "hub", "valid.npy"), kind="json"),
+    "exported_model": Target("hub/model.safetensors", command("eval", "hub", "valid.npy"), kind="safetensors"),
     "cache": Target("valid.npy", command("eval", LAST, "valid.npy", "--baselines"), kind="npy"),
     "manifest": Target("set/local_manifest.json", command("prepare", "--check", "--name", "local", "--out", "set"),
                        kind="json"),
@@ -162,6 +199,10 @@ TARGETS = {
 def make_workspace(folder: Path) -> None:
     """Writes the whole files that the targets damage."""
     os.chdir(folder)
+    text = bytes(pseudo_text(500, 3))
+    os.rename(skilled_checkpoint(folder, text, engine="auto", threads=1), "m")
+    Path("a.raw").write_bytes(text)
+    assert cli.main(["compress", "m", "a.raw", "--lanes", "3", "-o", "a.egg"]) == 0
     np.save("train.npy", pseudo_text(3000, 1))
     np.save("valid.npy", pseudo_text(400, 2))
     config = Config(
@@ -171,6 +212,7 @@ def make_workspace(folder: Path) -> None:
     )  # fmt: skip
     Path("c.toml").write_text(config.to_toml())
     assert cli.main(["train", "--config", "c.toml"]) == 0
+    assert cli.main(["export", "runs/t", "--hf-folder", "hub"]) == 0
     rows = b"".join(orjson.dumps({"id": i, "text": text}) + b"\n" for i, text in enumerate(TEXT))
     Path("a.jsonl").write_bytes(rows)
     Path("a.jsonl.gz").write_bytes(gzip.compress(rows, mtime=0))

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from nanoegg_mlx import Config, validate
-from nanoegg_mlx.cli import main
+from nanoegg_mlx.cli import COMMANDS, main
 from nanoegg_mlx.engines import make_engine, native_problem
 from nanoegg_mlx.measure import baselines
 from nanoegg_mlx.store import checkpoint
@@ -160,9 +160,7 @@ def test_eval_mistakes(tmp_path: Path, caches: list[str], capsys: pytest.Capture
         one_error(capsys, *parts)
 
 
-@pytest.mark.parametrize(
-    "command", ["prepare", "train", "eval", "sample", "inspect", "export", "baseline", "bench", "info"]
-)
+@pytest.mark.parametrize("command", COMMANDS)
 def test_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit:
         main([command, "--help"])

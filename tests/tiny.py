@@ -6,12 +6,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import numpy as np
 import pytest
 
-from nanoegg_mlx import Config
+from nanoegg_mlx import Config, init_params
 from nanoegg_mlx.commands.train import observers
+from nanoegg_mlx.core.params import Params
 from nanoegg_mlx.ranks.world import World
+from nanoegg_mlx.store import checkpoint
 from nanoegg_mlx.training.launch import BranchedRun, NewRun, ResumedRun, launch
 from nanoegg_mlx.training.recorder import Outcome
 from tests.traces import ENGINES, pseudo_text
@@ -58,3 +61,24 @@ def tiny_run(folder: Path, track: tuple[str, ...] = (), **changes: Any) -> Path:
     config = tiny_config(folder, **changes)
     train(config, track=track)
     return Path(config.checkpoints) / config.name
+
+
+def skilled_params(config: Config, text: bytes) -> Params:
+    """Parameters that prefer the bytes of a text, which they therefore compress, without training: embeddings are
+    positive, and so are the rows of those bytes in the head."""
+    params = {name: np.array(value) for name, value in init_params(config).items()}
+    params["head"] = np.random.default_rng(1).integers(-8, 9, params["head"].shape).astype(np.int8)
+    params["head"][np.unique(np.frombuffer(text, np.uint8))] = 40
+    params["emb"] = np.clip(80 + np.abs(params["emb"].astype(int)), 0, 127).astype(np.int8)
+    params["blocks.mlp.1.weight"] = np.zeros_like(params["blocks.mlp.1.weight"])
+    return {name: mx.array(value) for name, value in params.items()}
+
+
+def skilled_checkpoint(folder: Path, text: bytes, **changes: Any) -> str:
+    """A checkpoint of `skilled_params`, as if they were trained."""
+    config = tiny_config(folder, **changes)
+    states = np.zeros((config.population, config.n_layer, config.n_embd), np.int8)
+    epoch = changes.get("num_epochs", 7)
+    return str(
+        checkpoint.save(folder, params=skilled_params(config, text), states=states, epoch=epoch, config=config, info={})
+    )

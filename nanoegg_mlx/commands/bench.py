@@ -16,6 +16,7 @@ import numpy as np
 from nanoegg_mlx.commands.options import add_engine_options
 from nanoegg_mlx.config import Config
 from nanoegg_mlx.core.params import init_params
+from nanoegg_mlx.engines import make_engine
 from nanoegg_mlx.errors import InputError
 from nanoegg_mlx.measure import bench
 from nanoegg_mlx.measure.evaluate import validate
@@ -26,7 +27,9 @@ HELP = "tokens per second, beside the machine's int8 peak"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of the command and of benchmarks/throughput.py."""
-    parser.description = "Tokens per second of whole epochs and of validation, beside the machine's int8 peak."
+    parser.description = (
+        "Tokens per second of whole epochs, of validation and of compression, beside the machine's int8 peak."
+    )
     parser.add_argument(
         "--scaling", action="store_true", help="population, tokens and layers, instead of the main cases"
     )
@@ -56,7 +59,7 @@ def run(options: argparse.Namespace) -> int:
     print(bench.HEADER, flush=True)
     for case in bench.SCALING if options.scaling else bench.CASES:
         reference = None
-        if options.reference_command and not case.validation:
+        if options.reference_command and not case.validation and not case.coding:
             reference = bench.reference_rate(options.reference_command, case)
         measured = _measure_in_process(case, options)
         if measured.returncode:  # the process has printed its error
@@ -67,6 +70,9 @@ def run(options: argparse.Namespace) -> int:
         if (times := bench.times_weights(row, rows)) is not None:
             row["times_weights"] = times
             print(bench.weights_line(row), flush=True)
+        if case.coding:
+            row["times_validation"] = bench.times_validation(row, rows)
+            print(bench.coding_line(row), flush=True)
         if reference:
             row["reference_tokens_per_second"] = reference
             row["times_reference"] = row["tokens_per_second"] / reference
@@ -80,7 +86,10 @@ def measure_here(case: bench.Case, options: argparse.Namespace) -> dict[str, Any
     """Measures one case in this process; returns the figures of `bench.measure`."""
     config = case.config(options.engine, options.threads)
     tokens = case.text(config)
-    epoch = _validation(tokens, config) if case.validation else _training(tokens, config)
+    if case.coding:
+        epoch = _coding(tokens, config, case.coding == "decode")
+    else:
+        epoch = _validation(tokens, config) if case.validation else _training(tokens, config)
     return bench.measure(case, epoch, config, options.repeats)
 
 
@@ -99,6 +108,22 @@ def _validation(tokens: np.ndarray, config: Config) -> Callable[[], float]:
 
     def epoch() -> float:
         validate(params, tokens, config)
+        return 0.0
+
+    return epoch
+
+
+def _coding(tokens: np.ndarray, config: Config, decodes: bool) -> Callable[[], float]:
+    params, engine = init_params(config), make_engine(config)
+    lanes = [bytes(row[1:]) for row in tokens.reshape(config.population, -1)]
+    streams = engine.encode(params, lanes)
+    sizes = [len(lane) for lane in lanes]
+
+    def epoch() -> float:
+        if decodes:
+            engine.decode(params, streams, sizes)
+        else:
+            engine.encode(params, lanes)
         return 0.0
 
     return epoch

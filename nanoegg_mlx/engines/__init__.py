@@ -1,7 +1,9 @@
-"""Engines run the hot calls: score, logits, nudge, votes, update. All give the same bits. This module chooses one."""
+"""Engines run the hot calls: scores and predictions, coding, votes and updates. All give the same bits. This module
+chooses one."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import mlx.core as mx
@@ -16,7 +18,7 @@ from nanoegg_mlx.errors import InputError
 
 
 class Engine(Protocol):
-    """Five functions and a name."""
+    """Seven functions and a name."""
 
     name: str
 
@@ -56,6 +58,19 @@ class Engine(Protocol):
         Returns:
             Logits (N, T, V) int8, and the new states.
         """
+        ...
+
+    def encode(self, params: Params, lanes: Sequence[bytes]) -> list[bytes]:
+        """The streams of lanes of text, coded from zero states (docs/compressed-format.md).
+
+        Args:
+            params: leaf name -> int8 array, of a vocabulary of 256.
+            lanes: their sizes differ by at most one.
+        """
+        ...
+
+    def decode(self, params: Params, streams: Sequence[bytes], sizes: Sequence[int]) -> list[bytes]:
+        """The lanes of text of streams, one for each of `sizes`; damaged streams are those of another text."""
         ...
 
     def nudge(

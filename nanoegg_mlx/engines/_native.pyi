@@ -40,6 +40,10 @@ def logits(
     first_member: int = 0,
     threads: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]: ...
+def encode(weights: Weights, lanes: list[bytes], threads: int = 0, block: int = 0) -> list[bytes]: ...
+def decode(
+    weights: Weights, streams: list[bytes], sizes: list[int], threads: int = 0, block: int = 0
+) -> list[bytes]: ...
 def nudge(
     weights: Weights,
     inputs: np.ndarray,

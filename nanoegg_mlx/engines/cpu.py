@@ -6,6 +6,8 @@ A block of members runs through all its tokens on one core, and noise is generat
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import mlx.core as mx
 import numpy as np
 
@@ -61,6 +63,14 @@ class CPUEngine:
             np.ascontiguousarray(states),
             threads=self.config.threads,
         )
+
+    def encode(self, params: Params, lanes: Sequence[bytes]) -> list[bytes]:
+        weights = _native.Weights(_as_numpy(params))
+        return _native.encode(weights, list(lanes), threads=self.config.threads, block=self.config.chunk)
+
+    def decode(self, params: Params, streams: Sequence[bytes], sizes: Sequence[int]) -> list[bytes]:
+        weights = _native.Weights(_as_numpy(params))
+        return _native.decode(weights, list(streams), list(sizes), threads=self.config.threads, block=self.config.chunk)
 
     def nudge(
         self, params: Params, members: range, epoch: int, inputs: np.ndarray, targets: np.ndarray, states: np.ndarray

@@ -6,7 +6,7 @@ Members are scored in chunks, so memory is bounded by a chunk's noise and activa
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import mlx.core as mx
@@ -17,6 +17,7 @@ from nanoegg_mlx.core.activations import Moments, Nudged, Token, add_moments, mo
 from nanoegg_mlx.core.coins import coin_key
 from nanoegg_mlx.core.noise import Noise, leaf_bases, member_noise, noise_pair, pair_noise
 from nanoegg_mlx.core.params import Params, leaves
+from nanoegg_mlx.core.range_coder import Decoder, Encoder, cumulative
 from nanoegg_mlx.core.score import Scored, code_lengths, resident_weights, score_tokens
 from nanoegg_mlx.core.update import add_votes, step, vote_dtype
 
@@ -29,7 +30,7 @@ _CPU_PRODUCTS = 2 << 30
 
 
 class MLXEngine:
-    """`score`, `logits` and `update` of `engines.Engine`, in MLX."""
+    """`engines.Engine` in MLX."""
 
     name = "mlx"
 
@@ -93,6 +94,43 @@ class MLXEngine:
                     logits[part, t] = np.array(column)
             new_states[part] = np.array(state)
         return logits, new_states
+
+    def encode(self, params: Params, lanes: Sequence[bytes]) -> list[bytes]:
+        encoders = [Encoder() for _ in lanes]
+
+        def put(lane: int, t: int, sums: list[int]) -> int:
+            encoders[lane].put(lanes[lane][t], sums)
+            return lanes[lane][t]
+
+        self._code(params, [len(lane) for lane in lanes], put)
+        return [encoder.finish() for encoder in encoders]
+
+    def decode(self, params: Params, streams: Sequence[bytes], sizes: Sequence[int]) -> list[bytes]:
+        decoders = [Decoder(stream) for stream in streams]
+        lanes = [bytearray() for _ in streams]
+
+        def get(lane: int, t: int, sums: list[int]) -> int:
+            lanes[lane].append(decoders[lane].get(sums))
+            return lanes[lane][t]
+
+        self._code(params, sizes, get)
+        return [bytes(lane) for lane in lanes]
+
+    def _code(self, params: Params, sizes: Sequence[int], code: Callable[[int, int, list[int]], int]) -> None:
+        """Calls code(lane, t, cumulative frequencies) for byte t of every lane, in order; it returns the byte."""
+        weights = resident_weights(params)
+        for part in spans(len(sizes), self.chunk):
+            lanes = range(len(sizes))[part]
+            read = np.zeros((len(lanes), 1), np.uint8)
+            states = mx.zeros((len(lanes), self.config.n_layer, self.config.n_embd), mx.int8)
+            for t in range(max(sizes[part])):
+                inputs = mx.array(read)
+                # The targets are arbitrary, as in `logits`.
+                _, states, (logits,) = score_tokens(weights, {}, self.config.shift, states, inputs, inputs)
+                mx.eval(states, logits)
+                for row, sums in enumerate(cumulative(np.array(logits)).tolist()):
+                    if t < sizes[lanes[row]]:
+                        read[row] = code(lanes[row], t, sums)
 
     def nudge(
         self, params: Params, members: range, epoch: int, inputs: np.ndarray, targets: np.ndarray, states: np.ndarray

@@ -1,4 +1,4 @@
-"""Throughput of whole epochs (noise, score, update) and of validation, beside the machine's int8 peak.
+"""Throughput of whole epochs (noise, score, update), of validation and of compression, beside the int8 peak.
 
 The peak is a loop of int8 dot products in registers on all threads, measured before and after every epoch. The share of
 an epoch refers to the mean of its two neighbouring peaks, because the peak varies on a machine with other users. All
@@ -29,7 +29,8 @@ from nanoegg_mlx.errors import InputError
 
 @dataclass(frozen=True)
 class Case:
-    """One line of the table: a model, a population (for validation: rows) and tokens of each member."""
+    """One line of the table: a model, a population (for validation rows, for compression lanes) and tokens of each
+    member."""
 
     title: str
     n_layer: int
@@ -38,6 +39,8 @@ class Case:
     tokens: int
     validation: bool = False
     perturb: str = "weights"
+    coding: str = ""
+    """`encode` or `decode` for compression, a token being a byte."""
 
     def config(self, engine: str, threads: int) -> Config:
         """Returns the config of the case. Raises InputError for an engine or a number of threads out of range."""
@@ -53,8 +56,8 @@ class Case:
         )
 
     def text(self, config: Config) -> np.ndarray:
-        """Returns random tokens (size,) uint8 for the lanes of one epoch, or for the rows of the validation."""
-        lanes = self.population if self.validation else config.lanes
+        """Returns random tokens (size,) uint8 for one epoch, validation or compression."""
+        lanes = self.population if self.validation or self.coding else config.lanes
         return np.random.default_rng(0).integers(1, 256, lanes * (self.tokens + 1), np.uint8)
 
 
@@ -69,9 +72,13 @@ CASES = [
     Case("default model, population 4096", *DEFAULT, 4096, 100),
     Case("default model, activations", *DEFAULT, 1024, 100, perturb="activations"),
     Case("default model, validation", *DEFAULT, 1024, 100, validation=True),
+    Case("default model, compress", *DEFAULT, 1024, 100, coding="encode"),
+    Case("default model, decompress", *DEFAULT, 1024, 100, coding="decode"),
     Case("1 layer, 64 wide", *SMALL, 4096, 50),
     Case("1 layer, 64 wide, activations", *SMALL, 4096, 50, perturb="activations"),
     Case("1 layer, 64 wide, validation", *SMALL, 4096, 50, validation=True),
+    Case("1 layer, 64 wide, compress", *SMALL, 4096, 50, coding="encode"),
+    Case("1 layer, 64 wide, decompress", *SMALL, 4096, 50, coding="decode"),
 ]
 SCALING = [
     *(Case("population", *DEFAULT, population, 20) for population in (64, 256, 1024, 4096, 16384)),
@@ -103,8 +110,9 @@ def measure(case: Case, epoch: Callable[[], float], config: Config, repeats: int
         repeats: epochs to time, after one that is not timed.
 
     Returns:
-        The case's fields; engine; medians of tokens_per_second, multiply_adds_per_second, milliseconds (of an epoch)
-        and update_share (of the epoch); resident_mb (the process's largest). With the CPU engine also the medians of
+        The case's fields; engine; threads (1 for an engine that chooses them); medians of tokens_per_second,
+        multiply_adds_per_second, milliseconds (of an epoch) and update_share (of the epoch); resident_mb (the process's
+        largest). With the CPU engine also the medians of
         peak (int8 multiply-adds per second) and peak_share, else None.
     """
     engine = make_engine(config).name
@@ -126,6 +134,7 @@ def measure(case: Case, epoch: Callable[[], float], config: Config, repeats: int
     return {
         **asdict(case),
         "engine": engine,
+        "threads": _threads(engine, config),
         "tokens_per_second": case.population * case.tokens / statistics.median(seconds),
         "multiply_adds_per_second": work / statistics.median(seconds),
         "milliseconds": 1e3 * statistics.median(seconds),
@@ -135,6 +144,14 @@ def measure(case: Case, epoch: Callable[[], float], config: Config, repeats: int
         "peak": statistics.median(peaks) or None,
         "peak_share": statistics.median(shares) if shares else None,
     }
+
+
+def _threads(engine: str, config: Config) -> int:
+    if engine != "cpu":
+        return 1
+    from nanoegg_mlx.engines import _native
+
+    return config.threads or _native.info()["threads"]
 
 
 def _peak(engine: str, threads: int) -> float:
@@ -186,7 +203,7 @@ HEADER = (
 def line(row: dict[str, Any]) -> str:
     """Formats the figures of a case as a row of the table."""
     share = f"{row['peak_share']:.0%}" if row["peak_share"] else "-"
-    update = "-" if row["validation"] else f"{row['update_share']:.1%}"
+    update = "-" if row["validation"] or row["coding"] else f"{row['update_share']:.1%}"
     return (
         f"{row['title']:<32}{row['n_layer']:>7}{row['n_embd']:>6}{row['population']:>8}{row['tokens']:>7}"
         f"{row['tokens_per_second']:>12,.0f}{row['multiply_adds_per_second'] / 1e9:>9.1f}{share:>9}{update:>8}"
@@ -205,9 +222,20 @@ def reference_line(row: dict[str, Any]) -> str:
 def times_weights(row: dict[str, Any], rows: list[dict[str, Any]]) -> float | None:
     """Returns tokens/s of a case of nudged activations over those of perturbed weights on the same model and
     population, each relative to its own peak; None where `rows` has no such case."""
-    same = ("n_layer", "n_embd", "population", "tokens", "validation")
+    if row["perturb"] != "activations":
+        return None
+    return _times(row, rows, perturb="weights", validation=row["validation"], coding="")
+
+
+def times_validation(row: dict[str, Any], rows: list[dict[str, Any]]) -> float | None:
+    """Returns tokens/s of a case of compression over those of validation, as `times_weights`."""
+    return _times(row, rows, validation=True) if row["coding"] else None
+
+
+def _times(row: dict[str, Any], rows: list[dict[str, Any]], **kind: Any) -> float | None:
+    wanted = {**{name: row[name] for name in PLACEHOLDERS}, **kind}
     for other in rows:
-        if row["perturb"] == "activations" != other["perturb"] and all(row[name] == other[name] for name in same):
+        if all(other[name] == value for name, value in wanted.items()):
             rates = [figures["tokens_per_second"] / (figures["peak"] or 1.0) for figures in (row, other)]
             return float(rates[0] / rates[1])
     return None
@@ -216,3 +244,12 @@ def times_weights(row: dict[str, Any], rows: list[dict[str, Any]]) -> float | No
 def weights_line(row: dict[str, Any]) -> str:
     """Formats the comparison with perturbed weights as a row below that of its case."""
     return f"{'  beside perturbed weights':<32}{row['times_weights']:>38.2f} times the tokens/s, at equal peaks"
+
+
+def coding_line(row: dict[str, Any]) -> str:
+    """Formats the speed of compression as a row below that of its case."""
+    per_core = row["tokens_per_second"] / row["threads"] / 1e6
+    validation = ""
+    if row["times_validation"] is not None:
+        validation = f", {row['times_validation']:.2f} times validation's tokens/s, at equal peaks"
+    return f"{'  bytes':<32}{per_core:>33.2f} MB/s a core{validation}"

@@ -20,6 +20,7 @@ import numpy as np
 from nanoegg_mlx.config import Config
 from nanoegg_mlx.core.params import leaves, model_hash
 from nanoegg_mlx.errors import InputError
+from nanoegg_mlx.store import exported
 from nanoegg_mlx.store.checkpoint import Checkpoint
 
 UNKNOWN_LICENCE = "unknown"
@@ -47,7 +48,7 @@ def about(opened: Checkpoint) -> dict[str, Any]:
     """The content of config.json: shapes, the settings that decided the parameters, data, figures and identity."""
     config, info = opened.config, opened.info
     return {
-        "model_type": "nanoegg",
+        "model_type": exported.TYPE,
         "n_layer": config.n_layer,
         "n_embd": config.n_embd,
         "vocab_size": config.vocab_size,
@@ -80,7 +81,7 @@ def safetensors(opened: Checkpoint, licence: str) -> bytes:
     """A safetensors file: the 13 int8 leaves by their names, and in its metadata format, config, epoch and card."""
     metadata = {
         "format": "mlx",
-        "model_type": "nanoegg",
+        "model_type": exported.TYPE,
         "config": json.dumps(about(opened)),
         "epoch": str(opened.epoch),
         "model_card": card(opened, licence),

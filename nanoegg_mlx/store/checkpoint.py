@@ -29,6 +29,8 @@ import numpy as np
 from nanoegg_mlx.config import Config
 from nanoegg_mlx.core.params import Params, check_entries, check_params
 from nanoegg_mlx.errors import InputError
+from nanoegg_mlx.store import exported
+from nanoegg_mlx.store.arrays import load_arrays
 from nanoegg_mlx.store.durable import HashedFile, point, sha256_of, sync_folder
 
 FORMAT = 2
@@ -51,7 +53,7 @@ class Checkpoint:
         """Every member's hidden state, (N, L, D) int8. Raises InputError if the file has anything else."""
         path, config = self.path / "states.safetensors", self.config
         shape = (config.population, config.n_layer, config.n_embd)
-        states = _load_arrays(path).get("states")
+        states = load_arrays(path).get("states")
         if states is None or states.dtype != mx.int8 or states.shape != shape:
             raise InputError(f"{path} does not fit its config.toml; it must have `states`, int8 of shape {shape}.")
         check_entries(states, str(path))
@@ -109,8 +111,12 @@ def load(path: str | Path, warn: Callable[[str], object] = lambda text: print(te
 
     Raises:
         InputError: no checkpoint, or it (of a run: every one) is damaged.
+
+    A folder that `nanoegg export --hf-folder` wrote is taken for a checkpoint too; it has no states.
     """
     path = _pointed(Path(path))
+    if (path / exported.CONFIG).is_file() and not (path / "checkpoint.json").exists():
+        return Checkpoint(path, *exported.load(path))
     if not path.is_dir():
         raise InputError(f"The folder {path} does not exist; it must be a checkpoint's or a run's.")
     if is_checkpoint(path):
@@ -179,7 +185,7 @@ def open_whole(path: Path) -> Checkpoint:
         if not whole:
             raise InputError(f"The checkpoint {path} is damaged: {name} has changed (its SHA-256 differs).")
     config = Config.from_toml(path / "config.toml")
-    params = _load_arrays(path / "model.safetensors")
+    params = load_arrays(path / "model.safetensors")
     try:
         check_params(params, config)
     except InputError as error:
@@ -288,13 +294,3 @@ def _best(run: Path) -> Path | None:
         if about and about.get("validation") is not None  # Opening a damaged one reports the damage.
     ]
     return min(figures)[2] if figures else None
-
-
-def _load_arrays(file: Path) -> dict[str, mx.array]:
-    try:
-        arrays = mx.load(str(file))
-        assert isinstance(arrays, dict)
-        mx.eval(arrays)
-    except (RuntimeError, ValueError, OSError) as error:
-        raise InputError(f"{file} is missing, truncated or not a safetensors file.") from error
-    return arrays

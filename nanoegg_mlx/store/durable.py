@@ -136,15 +136,25 @@ def create_file(path: Path, content: bytes) -> None:
         with HashedFile(temporary) as file:
             file.write(content)
             file.finish()
-        # Unlike a rename, a link never replaces a file.
-        os.link(temporary, path)
-    except OSError as error:
-        if error.errno not in _UNSUPPORTED or os.path.lexists(path):
-            raise
-        os.rename(temporary, path)
+        name_new(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
+
+
+def name_new(temporary: Path, path: Path) -> None:
+    """Gives a file its name. Raises FileExistsError if the name is in use, and nothing has changed then."""
+    try:
+        # Unlike a rename, a link never replaces a file.
+        os.link(temporary, path)
+    except OSError as error:
+        if os.path.lexists(path):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from error
+        if error.errno not in _UNSUPPORTED:
+            raise
+        os.rename(temporary, path)
+    else:
+        temporary.unlink()
 
 
 def create_folder(path: Path, files: Mapping[str, bytes]) -> None:

@@ -166,7 +166,11 @@ int main(int count, char** arguments) {
         replay(**isa, run, 1 + turn % 3, std::vector<int>{0, 2, 4, 64}[turn % 4]);
     }
     check_nudge_cases(in);
-    for (const Isa* const* isa = available_isas(); *isa; isa++) check_kernels(**isa);
+    check_coding_cases(in);
+    for (const Isa* const* isa = available_isas(); *isa; isa++) {
+      check_kernels(**isa);
+      check_coding(**isa);
+    }
   } catch (const std::exception& error) {
     std::printf("FAILED: %s\n", error.what());
     failed++;

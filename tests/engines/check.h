@@ -57,3 +57,6 @@ void check_nudge_cases(Reader& in);
 void check_kernels(const nanoegg::Isa& isa);
 // Those of nudged activations (check_nudge.cpp).
 void check_nudges(const nanoegg::Isa& isa);
+// Compression: the file's cases, on every instruction set, and random models on one (check_coding.cpp).
+void check_coding_cases(Reader& in);
+void check_coding(const nanoegg::Isa& isa);

@@ -17,6 +17,10 @@ Then the number of calls of `nudge`, whose expected results are the MLX engine's
     length and bytes of its name; V D L; two words of the epoch's key; nudge, head_nudge (0: head_rule "error"),
     credit_decay; first pair, pairs P, tokens T; 13 leaves int8; inputs and targets (P, T) uint8;
     states before (2 P, L, D) int8; scores (2 P,); states after; Z and S of core.activations.Moments in their order
+
+Then the number of compressed texts, coded by the MLX engine, and each:
+
+    D L; 13 leaves int8; number of lanes; length and bytes of each lane, and of each lane's stream
 """
 
 from __future__ import annotations
@@ -36,7 +40,7 @@ from nanoegg_mlx.engines import make_engine
 from tests import oracle
 from tests.oracle import Oracle
 from tests.test_oracle import CASES, TINY, text
-from tests.traces import NAMES, Trace, sha256
+from tests.traces import NAMES, Trace, pseudo_text, sha256
 
 NUDGED: list[dict[str, Any]] = [
     {"n_layer": 1, "n_embd": 1, "vocab_size": 5, "population": 4, "tokens_per_update": 3},
@@ -62,6 +66,9 @@ def main(path: Path) -> None:
         numbers(file, len(NUDGED))
         for number, changes in enumerate(NUDGED):
             write_nudged(file, f"nudge {number}", Config(**changes, perturb="activations", engine="mlx"), number)
+        numbers(file, 2)
+        write_coded(file, Config(n_layer=2, n_embd=40, engine="mlx"), initial=True)
+        write_coded(file, Config(n_layer=1, n_embd=64, engine="mlx"), initial=False)
 
 
 def write_trace(file: BinaryIO, name: str) -> None:
@@ -125,6 +132,22 @@ def write_nudged(file: BinaryIO, name: str, config: Config, seed: int) -> None:
     arrays(file, np.int8, nudged.states)
     for sums in nudged.sums:
         arrays(file, np.int64, *sums.values())
+
+
+def write_coded(file: BinaryIO, config: Config, initial: bool) -> None:
+    """Lanes of text, those of models that hardly predict it among them."""
+    rng = np.random.default_rng(config.n_embd)
+    params = init_params(config)
+    if not initial:
+        params = {leaf: mx.array(rng.integers(-127, 128, p.shape), dtype=mx.int8) for leaf, p in params.items()}
+    whole = bytes(pseudo_text(300, 1)) + bytes(rng.integers(0, 256, 95, np.uint8))
+    lanes = [whole[len(whole) * lane // 7 : len(whole) * (lane + 1) // 7] for lane in range(7)]
+    numbers(file, config.n_embd, config.n_layer)
+    arrays(file, np.int8, *params.values())
+    numbers(file, len(lanes))
+    for part in [*lanes, *make_engine(config).encode(params, lanes)]:
+        numbers(file, len(part))
+        file.write(part)
 
 
 def write_head(file: BinaryIO, name: str, config: Config, epochs: int, params: Any) -> None:

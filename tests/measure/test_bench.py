@@ -21,11 +21,12 @@ from tests.traces import ENGINES
 
 TINY = bench.Case("tiny", 1, 8, 4, 5)
 VALIDATION = bench.Case("tiny, validation", 1, 8, 4, 5, validation=True)
+DECODING = bench.Case("tiny, decompress", 1, 8, 4, 5, coding="decode")
 
 
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench, "CASES", [TINY, VALIDATION])
+    monkeypatch.setattr(bench, "CASES", [TINY, VALIDATION, DECODING])
 
 
 def python(code: str) -> str:
@@ -65,10 +66,11 @@ def test_table(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     command = python("print('warming up'); print('{\"tokens_per_second\": {population}{tokens}.5}')")
     assert main(["bench", "--repeats=1", f"--json={tmp_path}/b.json", "--reference-command", command]) == 0
     out, err = capfd.readouterr()
-    header, case, reference, validation = out.splitlines()
+    header, case, reference, validation, decoding, speed = out.splitlines()
     assert err == "" and header == bench.HEADER
     rows = json.loads((tmp_path / "b.json").read_text())
-    assert [bench.line(row) for row in rows] == [case, validation]
+    assert [bench.line(row) for row in rows] == [case, validation, decoding]
+    assert bench.coding_line(rows[2]) == speed and rows[2]["times_validation"] > 0
     assert bench.reference_line(rows[0]) == reference
     assert rows[0]["reference_tokens_per_second"] == 45.5 and "reference_tokens_per_second" not in rows[1]
     assert rows[0]["times_reference"] == rows[0]["tokens_per_second"] / 45.5
@@ -88,6 +90,21 @@ def test_activations_are_compared_with_weights() -> None:
     assert bench.times_weights({**rows[2], "population": 6}, rows) is None
     without = [{**row, "peak": None} for row in rows]
     assert bench.times_weights(without[2], without) == 0.3
+
+
+@pytest.mark.parametrize("coding", ["encode", "decode"])
+def test_compression_is_compared_with_validation(coding: str) -> None:
+    case = bench.Case("tiny, compress", 1, 8, 4, 5, coding=coding)
+    figures = bench_command.measure_here(case, argparse.Namespace(repeats=1, engine=ENGINES[-1], threads=2))
+    assert figures["tokens_per_second"] > 0 and figures["threads"] == (2 if ENGINES[-1] == "cpu" else 1)
+    rows = [
+        {**asdict(case), "tokens_per_second": rate, "peak": peak, "threads": 4}
+        for case, rate, peak in ((TINY, 1.0, 1.0), (VALIDATION, 8e6, 1000.0), (case, 6e6, 1500.0))
+    ]
+    assert [bench.times_validation(row, rows) for row in rows] == [None, None, 0.5]
+    line = bench.coding_line({**rows[2], "times_validation": 0.5})
+    assert line.endswith(" 1.50 MB/s a core, 0.50 times validation's tokens/s, at equal peaks")
+    assert bench.coding_line({**rows[2], "times_validation": None}).endswith(" 1.50 MB/s a core")
 
 
 def test_a_case_imports_no_other_command() -> None:

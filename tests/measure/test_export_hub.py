@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,40 @@ def test_the_usage_in_the_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     assert capsys.readouterr().out == expected + "\n"
 
 
+def test_a_folder_for_the_hub_in_place_of_a_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    opened = stored(tmp_path / "run", CONFIG.replace(perturb="weights"))
+    export(opened, Targets(hf_folder=tmp_path / "hub"))
+    loaded = checkpoint.load(tmp_path / "hub")
+    assert (loaded.epoch, loaded.info["validation"]["bits_per_byte"]) == (7, 2.6213125)
+    assert all(np.array_equal(np.array(loaded.params[name]), np.array(opened.params[name])) for name in opened.params)
+    outputs = []
+    for folder in ("run", "hub"):
+        assert main(["sample", str(tmp_path / folder), "--tokens", "40", "--ignore-end"]) == 0
+        outputs.append(capsys.readouterr().out)
+    assert outputs[0] == outputs[1] and outputs[0]
+    with pytest.raises(InputError, match=r"states.safetensors is missing"):
+        loaded.states()
+
+
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        ({"model_type": "gpt2"}, "config.json is of another program; its model_type must be 'nanoegg'"),
+        ({"epoch": -1}, "config.json is damaged: its epoch must be as it was written"),
+        ({"sha256": "00"}, "model.safetensors has changed"),
+        ({"config": {"layers": 3}}, "config.json is damaged"),
+        ({"config": {"n_layer": 3, "n_embd": 6}}, "must be (3, 6, 6)"),
+    ],
+)
+def test_a_damaged_folder_of_the_hub(tmp_path: Path, change: dict[str, Any], part: str) -> None:
+    opened = stored(tmp_path / "run")
+    export(opened, Targets(hf_folder=tmp_path / "hub"))
+    path = tmp_path / "hub/config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(InputError, match=re.escape(part)):
+        checkpoint.load(tmp_path / "hub")
+
+
 def test_a_card_without_figures_or_licence(tmp_path: Path) -> None:
     opened = stored(tmp_path, CONFIG.with_estimator("weights"), validation=None, validation_exact=None, data="?")
     export(opened, Targets(npz=tmp_path / "m.npz"))
@@ -172,7 +207,7 @@ def test_a_new_file_never_replaces_one(tmp_path: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(durable.os, "link", unsupported)
     durable.create_file(tmp_path / "b", b"3")
-    with pytest.raises(OSError, match="not permitted"):
+    with pytest.raises(FileExistsError):
         durable.create_file(tmp_path / "a", b"2")
     durable.create_folder(tmp_path / "folder", {"x": b"4"})
     with pytest.raises(OSError):

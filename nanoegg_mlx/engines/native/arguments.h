@@ -11,6 +11,7 @@
 #include <algorithm>
 #include <array>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -185,6 +186,29 @@ struct Inputs {
     task.states = static_cast<int8_t*>(states.mutable_data());
   }
 };
+
+// The lanes or streams of an encode() or decode() call.
+std::vector<std::string_view> views_of(const py::tuple& items, const std::string& name) {
+  std::vector<std::string_view> views;
+  for (size_t i = 0; i < items.size(); i++) {
+    const py::object item = items[i];
+    if (!py::isinstance<py::bytes>(item))
+      throw py::type_error(name + "[" + std::to_string(i) + "] is a " +
+                           std::string(py::str(py::type::of(item).attr("__name__"))) + "; it must be bytes.");
+    views.emplace_back(py::reinterpret_borrow<py::bytes>(item));
+  }
+  return views;
+}
+
+// Requires what coding.cpp asks for. The limit is that of the format's blocks.
+void check_lanes(const Shape& shape, const std::vector<size_t>& sizes, const std::string& name) {
+  require(shape.vocab == 256, "vocab_size is " + std::to_string(shape.vocab) + "; it must be 256 to code bytes.");
+  if (sizes.empty()) return;
+  const auto [least, most] = std::minmax_element(sizes.begin(), sizes.end());
+  require_range("The largest of " + name, (int64_t)std::min<size_t>(*most, INT64_MAX), 0, 1 << 24);
+  require(*most - *least <= 1, name + " are from " + std::to_string(*least) + " to " + std::to_string(*most) +
+                                   "; they must differ by at most one.");
+}
 
 // The arrays of a nudge() call.
 struct PairInputs {

@@ -7,6 +7,7 @@
 #include <array>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -62,6 +63,38 @@ py::tuple py_logits(const Weights& weights, const py::object& in, const py::obje
   given.task.logits = logits.mutable_data();
   without_gil([&](const Poll& poll) { score(weights, given.task, threads, 0, poll); });
   return py::make_tuple(logits, given.states);
+}
+
+py::list as_bytes(const std::vector<std::string>& strings) {
+  py::list list;
+  for (const std::string& s : strings) list.append(py::bytes(s));
+  return list;
+}
+
+py::list py_encode(const Weights& weights, const py::list& lanes, int threads, int block) {
+  require(block >= 0, "block is " + std::to_string(block) + "; it must not be negative.");
+  const py::tuple kept(lanes); // the caller may change its list meanwhile
+  const std::vector<std::string_view> texts = views_of(kept, "lanes");
+  std::vector<size_t> sizes;
+  for (const std::string_view text : texts) sizes.push_back(text.size());
+  check_lanes(weights.model().shape, sizes, "sizes of the lanes");
+  std::vector<std::string> streams;
+  without_gil([&](const Poll& poll) { streams = encode(weights, texts, threads, block, poll); });
+  return as_bytes(streams);
+}
+
+py::list py_decode(const Weights& weights, const py::list& streams, const std::vector<size_t>& sizes, int threads,
+                   int block) {
+  require(block >= 0, "block is " + std::to_string(block) + "; it must not be negative.");
+  const py::tuple kept(streams);
+  const std::vector<std::string_view> given = views_of(kept, "streams");
+  require(sizes.size() == given.size(), "sizes has " + std::to_string(sizes.size()) +
+                                            " entries; it must have one for each of the " +
+                                            std::to_string(given.size()) + " streams.");
+  check_lanes(weights.model().shape, sizes, "sizes");
+  std::vector<std::string> lanes;
+  without_gil([&](const Poll& poll) { lanes = decode(weights, given, sizes, threads, block, poll); });
+  return as_bytes(lanes);
 }
 
 // The names of core.activations.Moments in their order, with zeros of their shapes.
@@ -227,6 +260,14 @@ PYBIND11_MODULE(_native, m) {
   m.def("logits", py_logits, py::arg("weights"), py::arg("inputs"), py::arg("states"), py::arg("noise") = nullptr,
         py::arg("first_member") = 0, py::arg("threads") = 0,
         "Logits (members, T, V) int8 and new states; arguments as in score().");
+  m.def(
+      "encode", py_encode, py::arg("weights"), py::arg("lanes"), py::arg("threads") = 0, py::arg("block") = 0,
+      "The streams of lanes of text, a list of bytes each (docs/compressed-format.md); V is 256, and the lanes' sizes "
+      "differ by at most one.\n\n"
+      "threads, block: as in score().");
+  m.def("decode", py_decode, py::arg("weights"), py::arg("streams"), py::arg("sizes"), py::arg("threads") = 0,
+        py::arg("block") = 0,
+        "The lanes of these sizes from their streams; a damaged stream gives another text. Arguments as in encode().");
   m.def("nudge", py_nudge, py::arg("weights"), py::arg("inputs"), py::arg("targets"), py::arg("states"), py::arg("key"),
         py::arg("first_pair") = 0, py::arg("nudge") = 2, py::arg("head_nudge") = 0, py::arg("credit_decay") = 12,
         py::arg("input_products") = false, py::arg("threads") = 0, py::arg("block") = 0,

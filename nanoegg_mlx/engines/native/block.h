@@ -124,7 +124,7 @@ void run_block(const Block& b) {
       if (stopped(b.stop)) return;
       network.layer(layer);
     }
-    if (b.targets || b.logits) network.head(t);
+    if (b.targets || b.logits || b.coders) network.head(t);
   }
   for_each_state(b, [D](int8_t* row, int8_t* state) { __builtin_memcpy(state, row, D); });
 }

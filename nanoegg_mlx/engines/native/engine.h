@@ -1,9 +1,12 @@
-// The calls of an engine on plain pointers, without Python: score (score.cpp), nudge (nudge.cpp),
-// update and votes (update.cpp).
+// The calls of an engine on plain pointers, without Python: score (score.cpp), encode and decode (coding.cpp), nudge
+// (nudge.cpp), update and votes (update.cpp).
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
 
 #include "parallel.h"
 #include "weights.h"
@@ -25,10 +28,19 @@ struct ScoreTask {
   int64_t* scores = nullptr;        // (members,), zeros
   double* bits = nullptr;           // (members, tokens) exact code lengths in bits, or null
   int8_t* logits = nullptr;         // (members, tokens, V), or null
+  Coder* coders = nullptr;          // (members,), or null; see Block
+  bool decodes = false;
 };
 
 // block: most members a block may have, 0 to choose.
 void score(const Weights& weights, const ScoreTask& task, int threads, int block, const Poll& poll);
+
+// The streams of lanes of text, and the lanes of streams of any content (coding.cpp). V is 256; the lanes' sizes differ
+// by at most one.
+std::vector<std::string> encode(const Weights& weights, const std::vector<std::string_view>& lanes, int threads,
+                                int block, const Poll& poll);
+std::vector<std::string> decode(const Weights& weights, const std::vector<std::string_view>& streams,
+                                const std::vector<size_t>& sizes, int threads, int block, const Poll& poll);
 
 struct NudgeTask {
   Key key; // of the epoch's coins

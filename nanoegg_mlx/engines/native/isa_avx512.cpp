@@ -36,18 +36,25 @@ struct Vector {
 
 struct Tile : VectorTile<Vector> {
   // EXP2[l] = EXP2[240 + l % 16] >> (15 - l / 16): truncating twice is truncating once. 16 entries fit a register.
-  static uint32_t exp2_sum(const int8_t* logits, int vocab) {
+  static __m512i exp2_of(__m128i logits) {
     const __m512i octave = _mm512_loadu_si512(exp2_table + 240), low = _mm512_set1_epi32(15);
+    const __m512i l = _mm512_add_epi32(_mm512_cvtepi8_epi32(logits), _mm512_set1_epi32(128));
+    const __m512i shift = _mm512_sub_epi32(low, _mm512_srli_epi32(l, 4));
+    return _mm512_srlv_epi32(_mm512_permutexvar_epi32(_mm512_and_si512(l, low), octave), shift);
+  }
+
+  static uint32_t exp2_sum(const int8_t* logits, int vocab) {
     __m512i total = _mm512_setzero_si512();
     for (int j = 0; j < vocab; j += 16) {
       const __mmask16 mask = vocab - j >= 16 ? 0xFFFF : (__mmask16)((1u << (vocab - j)) - 1);
-      const __m512i l =
-          _mm512_add_epi32(_mm512_cvtepi8_epi32(_mm_maskz_loadu_epi8(mask, logits + j)), _mm512_set1_epi32(128));
-      const __m512i shift = _mm512_sub_epi32(low, _mm512_srli_epi32(l, 4));
-      const __m512i e = _mm512_permutexvar_epi32(_mm512_and_si512(l, low), octave);
-      total = _mm512_mask_add_epi32(total, mask, total, _mm512_srlv_epi32(e, shift));
+      total = _mm512_mask_add_epi32(total, mask, total, exp2_of(_mm_maskz_loadu_epi8(mask, logits + j)));
     }
     return (uint32_t)_mm512_reduce_add_epi32(total);
+  }
+
+  static void exp2(const int8_t* logits, uint32_t* out) {
+    for (int j = 0; j < 256; j += 16)
+      _mm512_storeu_si512(out + j, exp2_of(_mm_loadu_si128((const __m128i*)(logits + j))));
   }
 
   static void flip(uint64_t coins, const int8_t* v, int8_t* out) {

@@ -26,6 +26,24 @@
 
 namespace nanoegg {
 
+// The range coder of a lane of text (docs/compressed-format.md). An encoder writes at most kMostCoded bytes for a byte:
+// after range >= 2^56, r f(b) >= 2^56 / 2^28 * 16 = 2^32.
+constexpr size_t kMostCoded = 3;
+struct Coder {
+  uint64_t low, range; // a decoder's low is the format's `code`
+  uint8_t* text;       // (length,); a decoder writes it
+  size_t length;
+  const uint8_t* from; // of a decoder: the stream, (size,)
+  uint8_t* to;         // of an encoder: the stream, with room for kMostCoded length bytes
+  size_t size;
+  size_t at; // bytes read or written
+};
+// Adds 1 to the bytes written so far.
+static inline void carry(Coder& c) {
+  for (size_t i = c.at; i > 0 && ++c.to[i - 1] == 0; i--) {
+  }
+}
+
 // A few members that run through all their tokens on one core. The buffers after `stop` are the core's own workspace.
 struct Block {
   const Model* model;
@@ -39,7 +57,9 @@ struct Block {
   int64_t* scores;        // (members,), or null
   double* bits;           // (members, tokens) exact code lengths in bits, or null
   int8_t* logits;         // (members, tokens, V), or null
-  const int* stop;        // polled; non-zero ends the block early
+  Coder* coders;          // (members,), or null; text[t] is the byte after token t, so that it lies in `inputs` too
+  bool decodes;
+  const int* stop; // polled; non-zero ends the block early
 
   uint8_t* slots;              // noise factors, one slot per pair
   int8_t* slot_draws;          // raw draws of one leaf

@@ -1,6 +1,7 @@
 // The network's parts on all members of a block, whether weights are perturbed or not (spec sections 4 and 5).
 #pragma once
 
+#include "coding.h"
 #include "layers.h"
 #include "products.h"
 
@@ -53,13 +54,14 @@ struct Network {
     add(b.x, b.y, b.members * row);
   }
 
-  // Logits of the byte after token t, and the target's score.
+  // Logits of the byte after token t: the target's score, or a step of the coder.
   void head(size_t t) const {
     normalise(b.x, kLnOut, 0);
     product(kHead, 0, b.y, b.out);
     for (int m = 0; m < b.members; m++) {
       const int8_t* logits = b.out + m * padded(shape.vocab);
       const size_t at = m * b.tokens + t;
+      if (b.coders) code(b.coders[m], b.decodes, t, logits);
       if (b.logits) __builtin_memcpy(b.logits + at * shape.vocab, logits, shape.vocab);
       if (!b.targets) continue;
       b.scores[m] += log_likelihood(logits, shape.vocab, b.targets[at]);

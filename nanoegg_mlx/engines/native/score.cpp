@@ -66,6 +66,8 @@ void score(const Weights& weights, const ScoreTask& task, int threads, int block
     b.scores = task.scores + i;
     b.bits = task.bits ? task.bits + i * task.tokens : nullptr;
     b.logits = task.logits ? task.logits + i * task.tokens * shape.vocab : nullptr;
+    b.coders = task.coders ? task.coders + i : nullptr;
+    b.decodes = task.decodes;
     b.stop = &stop;
     Carver c{workspaces[thread].data()};
     carve(c, b, shape, most, task.noise);

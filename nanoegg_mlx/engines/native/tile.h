@@ -35,6 +35,11 @@ struct Tables {
     return total;
   }
 
+  // out[j] = EXP2[logits[j] + 128] for 256 logits.
+  static void exp2(const int8_t* logits, uint32_t* out) {
+    for (int j = 0; j < 256; j++) out[j] = (uint32_t)exp2_table[logits[j] + 128];
+  }
+
   // out[i] = v[i] where bit i of the coins is 1, else -v[i], for 64 entries.
   static void flip(uint64_t coins, const int8_t* v, int8_t* out) {
     uint8_t mask[64];
@@ -74,7 +79,7 @@ inline void hide(T& v) {
 //                           group g of inputs
 //   dot(b, x, n, sums)      sums[0] = b . x over n entries (a multiple of kPad); if kBias, sums[1] = sum x
 //   sum(x, n)               sum x, only if kBias; likewise group_totals
-//   exp2_sum, flip, pow2    see Tables
+//   exp2_sum, exp2, flip, pow2    see Tables
 //   peak(rounds)            see Isa
 template <class Vector>
 struct VectorTile : Tables {
