@@ -39,6 +39,7 @@ class Case:
     tokens: int
     validation: bool = False
     perturb: str = "weights"
+    decorrelate: bool = False
     coding: str = ""
     """`encode` or `decode` for compression, a token being a byte."""
 
@@ -51,6 +52,7 @@ class Case:
             tokens_per_update=self.tokens,
             validation_batch_size=self.population,
             perturb=self.perturb,
+            decorrelate=self.decorrelate,
             engine=engine,
             threads=threads,
         )
@@ -71,11 +73,13 @@ CASES = [
     Case("default model, population 1024", *DEFAULT, 1024, 100),
     Case("default model, population 4096", *DEFAULT, 4096, 100),
     Case("default model, activations", *DEFAULT, 1024, 100, perturb="activations"),
+    Case("default model, decorrelated", *DEFAULT, 1024, 100, perturb="activations", decorrelate=True),
     Case("default model, validation", *DEFAULT, 1024, 100, validation=True),
     Case("default model, compress", *DEFAULT, 1024, 100, coding="encode"),
     Case("default model, decompress", *DEFAULT, 1024, 100, coding="decode"),
     Case("1 layer, 64 wide", *SMALL, 4096, 50),
     Case("1 layer, 64 wide, activations", *SMALL, 4096, 50, perturb="activations"),
+    Case("1 layer, 64 wide, decorrelated", *SMALL, 4096, 50, perturb="activations", decorrelate=True),
     Case("1 layer, 64 wide, validation", *SMALL, 4096, 50, validation=True),
     Case("1 layer, 64 wide, compress", *SMALL, 4096, 50, coding="encode"),
     Case("1 layer, 64 wide, decompress", *SMALL, 4096, 50, coding="decode"),

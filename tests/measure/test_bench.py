@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import math
 import shlex
@@ -81,6 +82,7 @@ def test_activations_are_compared_with_weights() -> None:
     nudged = bench.Case("tiny, activations", 1, 8, 4, 5, perturb="activations")
     assert bench.products(nudged) == 1.5 * bench.products(TINY) == 1.5 * 20 * 2816
     assert nudged.config("mlx", 0).perturb == "activations"
+    assert dataclasses.replace(nudged, decorrelate=True).config("mlx", 0).decorrelate
     rows = [
         {**asdict(case), "tokens_per_second": rate, "peak": peak}
         for case, rate, peak in ((VALIDATION, 1.0, 1.0), (TINY, 100.0, 1000.0), (nudged, 30.0, 500.0))
