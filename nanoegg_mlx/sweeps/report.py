@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import time
@@ -12,6 +13,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nanoegg_mlx.config import Config
 from nanoegg_mlx.errors import InputError
 from nanoegg_mlx.show.curves import Curves, open_run
 from nanoegg_mlx.show.page import need_matplotlib
@@ -57,7 +59,7 @@ def page(spec: Spec, folder: Path, study: optuna.Study) -> str:
         f"<h1>{escape(spec.name)}</h1>",
         f'<p class="muted">A sweep of {spec.trials} trials of {_budget(spec)} each, {escape(spec.sampler)} sampler, '
         f"pruner: {escape(spec.pruner)}; {time.strftime('%Y-%m-%d %H:%M')}</p>",
-        _tiles(rows, ranked),
+        _tiles(spec, rows, ranked),
         *(f'<p class="note">{note}</p>' for note in _notes(spec, rows, ranked)),
         *drawings,
         "<h2>Trials</h2>",
@@ -87,7 +89,7 @@ def _budget(spec: Spec) -> str:
     return f"{amount} {spec.budget.replace('_', '-')}" + (f" and {spec.seeds} seeds" if spec.seeds > 1 else "")
 
 
-def _tiles(rows: Sequence[Row], ranked: Sequence[Row]) -> str:
+def _tiles(spec: Spec, rows: Sequence[Row], ranked: Sequence[Row]) -> str:
     count = {state: sum(row.state == state for row in rows) for state in ("complete", "pruned", "running")}
     tiles = [(str(number), f"trials {state}") for state, number in count.items()]
     if ranked:
@@ -95,7 +97,7 @@ def _tiles(rows: Sequence[Row], ranked: Sequence[Row]) -> str:
         tiles = [(f"{best.figure:.4f}", f"bits per byte, best: trial {best.number}"), *tiles]
     spent = [row.curves.last["seconds"] for row in rows if row.curves.has("seconds")]
     if spent:
-        tiles.append((duration(sum(spent)), "of training, first seeds"))
+        tiles.append((duration(sum(spent)), "of training" + ", first seeds" * (spec.seeds > 1)))
     shown = "".join(f'<div class="tile"><b>{figure}</b><span>{what}</span></div>' for figure, what in tiles)
     return f'<div class="tiles">{shown}</div>'
 
@@ -117,7 +119,8 @@ def _drawings(spec: Spec, study: optuna.Study, rows: Sequence[Row], ranked: Sequ
     if importance:
         shares = drawing("Importance (PED-ANOVA)", partial(figures.draw_importance, importance=importance))
     else:
-        shares = '<figure><p class="muted">Importance needs two complete trials with different figures.</p></figure>'
+        least = _least_for_importance(spec)
+        shares = f'<figure><p class="muted">Importance needs at least {least} complete trials.</p></figure>'
     slices = (drawing(one.name, partial(figures.draw_slice, one=one, rows=rows)) for one in spec.ranges)
     curves = (
         drawing(f"Validation against {key}", partial(figures.draw_curves, key=key, rows=best), height=3.6)
@@ -125,6 +128,7 @@ def _drawings(spec: Spec, study: optuna.Study, rows: Sequence[Row], ranked: Sequ
     )
     lines = partial(figures.draw_parallel, ranges=spec.ranges, rows=rows)
     return [
+        "<h2>Course of the sweep</h2>",
         '<div class="figures">',
         drawing("Best so far", partial(figures.draw_best, rows=rows)),
         shares,
@@ -138,10 +142,10 @@ def _drawings(spec: Spec, study: optuna.Study, rows: Sequence[Row], ranked: Sequ
 
 
 def _importance(spec: Spec, study: optuna.Study, ranked: Sequence[Row]) -> dict[str, float]:
-    """Optuna's estimate from the complete trials; empty if they are too few or all equal."""
+    """Optuna's estimate, a rough one, from the complete trials; empty if they are too few or all equal."""
     from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 
-    if len({row.figure for row in ranked}) < 2:
+    if len(ranked) < _least_for_importance(spec):
         return {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -149,6 +153,10 @@ def _importance(spec: Spec, study: optuna.Study, ranked: Sequence[Row]) -> dict[
             return get_param_importances(study, evaluator=PedAnovaImportanceEvaluator())
         except (ValueError, RuntimeError, ZeroDivisionError):
             return {}
+
+
+def _least_for_importance(spec: Spec) -> int:
+    return max(4, 2 * len(spec.ranges))
 
 
 def _table(spec: Spec, rows: Sequence[Row], ranked: Sequence[Row]) -> str:
@@ -178,9 +186,12 @@ def _line(spec: Spec, row: Row, rank: int | None) -> str:
 
 def _origin(spec: Spec) -> str:
     """Returns a table of all that the figures depend on; the coloured rows are the ranges."""
+    defaults = {f"base.{field.name}": field.default for field in dataclasses.fields(Config)}
     rows = [
         f'<tr class="{"changed" if name.startswith("ranges.") else ""}"><td class="name"><code>{escape(name)}</code>'
         f"</td><td><code>{escape(json.dumps(value))}</code></td></tr>"
         for name, value in spec.identity().items()
+        if name not in defaults or value != defaults[name]
     ]
-    return f'<div class="card"><table>{"".join(rows)}</table></div>'
+    legend = '<p class="muted">Fields of the base config with the reference\'s defaults are left out.</p>'
+    return f'<div class="card"><table>{"".join(rows)}</table></div>{legend}'

@@ -84,23 +84,23 @@ class Sweep:
             raise InputError(f"The folder {folder} has other files and no sweep.json; it must be a sweep's, or new.")
         if storage is None:
             folder.mkdir(parents=True, exist_ok=True)
-        with _one_sentence(self.storage):
+        with one_sentence(self.storage):
             opened = _open_storage(self.storage)
         (folder / "claims").mkdir(parents=True, exist_ok=True)
         with self._alone():
             self._place = _record(spec, folder)["place"]
-            with _one_sentence(self.storage):
+            with one_sentence(self.storage):
                 self.study = _begin_study(spec, opened)
             _check_same(spec, self.study.user_attrs["sweep"], f"the sweep {spec.name!r} in {self.storage}")
 
     def claim(self) -> Claimed | None:
         """The next trial: one whose worker has died, or else a new one; None if there is no more to begin."""
-        with _one_sentence(self.storage), self._alone():
+        with one_sentence(self.storage), self._alone():
             trials = self.study.get_trials(deepcopy=False)
             claimed = self._orphan(trials) or self._new(trials)
         if claimed is None:
             return None
-        with _one_sentence(self.storage):
+        with one_sentence(self.storage):
             self.study.sampler = _sampler(self.spec, claimed.trial.number)
             claimed.values.update({one.name: _draw(claimed.trial, one) for one in self.spec.ranges})
         return claimed
@@ -111,7 +111,7 @@ class Sweep:
 
         if figure.stopped:
             return
-        with _one_sentence(self.storage):
+        with one_sentence(self.storage):
             if figure.pruned:
                 self.study.tell(claimed.trial, state=TrialState.PRUNED)
             else:
@@ -121,7 +121,7 @@ class Sweep:
         """Records that the values of a trial do not fit together."""
         from optuna.trial import TrialState
 
-        with _one_sentence(self.storage):
+        with one_sentence(self.storage):
             claimed.trial.set_user_attr(_ERROR, str(error))
             self.study.tell(claimed.trial, state=TrialState.FAIL)
 
@@ -205,7 +205,7 @@ def read_study(spec: Spec, folder: Path, storage: str | None = None) -> optuna.S
     storage = storage or str(folder / JOURNAL)
     if "://" not in storage and not Path(storage).exists():
         raise InputError(f"The journal {storage} does not exist; it must be the one of `nanoegg sweep {spec.path}`.")
-    with _one_sentence(storage):
+    with one_sentence(storage):
         return optuna.load_study(study_name=spec.name, storage=_open_storage(storage))
 
 
@@ -239,8 +239,8 @@ def _check_same(spec: Spec, recorded: Mapping[str, Any], where: str) -> None:
         given, needed = now.get(name), recorded.get(name)
         if given != needed:
             raise InputError(
-                f"{name} is {_shown(given)} in {spec.path}; it must be {_shown(needed)} as in {where}, or the sweep must "
-                "have another name or --folder."
+                f"{name} is {_shown(given)} in {spec.path}; it must be {_shown(needed)} as in {where}, or the sweep "
+                "must have another name or --folder."
             )
 
 
@@ -249,13 +249,13 @@ def _shown(value: Any) -> str:
 
 
 @contextmanager
-def _one_sentence(storage: str) -> Iterator[None]:
-    """Turns the errors of a storage, of any class, into InputError."""
+def one_sentence(storage: str, kind: type[Exception] = Exception) -> Iterator[None]:
+    """Turns a storage's errors of a class into InputError; what opening one raises depends on the storage."""
     try:
         yield
-    except (InputError, MemoryError, KeyboardInterrupt):
+    except (InputError, MemoryError):
         raise
-    except Exception as error:
+    except kind as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         raise InputError(
             f"The storage {storage} cannot be used ({reason}); it must be an Optuna storage URL or a journal's path."
@@ -291,14 +291,11 @@ def _end_last_line(path: Path, lock: Any) -> None:
 def _begin_study(spec: Spec, storage: optuna.storages.BaseStorage) -> optuna.Study:
     import optuna
 
-    study = optuna.create_study(
-        storage=storage,
-        sampler=optuna.samplers.RandomSampler(seed=0),
-        pruner=_pruner(spec),
-        study_name=spec.name,
-        direction="minimize",
-        load_if_exists=True,
-    )
+    rules: Any = {"study_name": spec.name, "storage": storage, "pruner": _pruner(spec)}
+    try:
+        study = optuna.load_study(**rules)
+    except KeyError:  # there is none yet
+        study = optuna.create_study(**rules, direction="minimize", load_if_exists=True)
     if "sweep" not in study.user_attrs:
         if study.trials:
             raise InputError(f"The study {spec.name!r} of the storage has other trials; it must be a sweep's, or new.")

@@ -22,7 +22,7 @@ from nanoegg_mlx.engines import native_problem
 from nanoegg_mlx.errors import InputError, JobError, ReportedElsewhere
 from nanoegg_mlx.sweeps.ranges import Value
 from nanoegg_mlx.sweeps.spec import Spec, read_spec
-from nanoegg_mlx.sweeps.study import Claimed, Sweep, is_complete
+from nanoegg_mlx.sweeps.study import Claimed, Sweep, is_complete, one_sentence
 from nanoegg_mlx.sweeps.trial import Figure, Workplace, train_trial
 from nanoegg_mlx.training.signals import StopSignals
 
@@ -83,12 +83,15 @@ def _cores() -> int:
 
 def _work(sweep: Sweep, place: Workplace) -> signal.Signals | None:
     """Trains trials until all have begun; returns the signal that ended it before."""
+    from optuna.exceptions import OptunaError
+
     while not place.stop.received:
         claimed = sweep.claim()
         if claimed is None:
             return None
         try:
-            figure = _train(sweep, claimed, place)
+            with one_sentence(sweep.storage, OptunaError):
+                figure = _train(sweep, claimed, place)
         finally:
             claimed.lock.release()
         if figure and figure.stopped:
