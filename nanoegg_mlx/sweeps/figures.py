@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 BEST = 10
 """Trials whose learning curves are drawn."""
+_CURVES = COLOURS[:5]
+"""Colours of learning curves; the next one is the first one's in the dark."""
 _DONE: dict[str, Any] = {"color": COLOURS[0], "linestyle": "none", "marker": "o", "markersize": 6, "alpha": 0.65}
 _TOP: dict[str, Any] = {"color": COLOURS[0], "linestyle": "none", "marker": "o", "markersize": 10}
 _PRUNED: dict[str, Any] = {"color": MUTED, "linestyle": "none", "marker": "x", "markersize": 5, "alpha": 0.8}
@@ -134,9 +136,9 @@ def draw_curves(axes: Axes, key: str, rows: Sequence[Row]) -> None:
             continue
         x, y = row.curves.mean[key], row.curves.mean["validation"]
         known = np.isfinite(y) & (row.curves.mean["epoch"] > 0)
-        style: Any = "-" if number < len(COLOURS) else (0, (4, 2))
+        style: Any = "-" if number < len(_CURVES) else (0, (4, 2))
         axes.plot(
-            x[known] / size, y[known], color=COLOURS[number % len(COLOURS)], linestyle=style,
+            x[known] / size, y[known], color=_CURVES[number % len(_CURVES)], linestyle=style,
             linewidth=2.6 if number == 0 else 1.3, marker="o", markersize=3, label=f"{row.number}: {row.figure:.3f}",
         )  # fmt: skip
     axes.set(xlabel=unit if key == "tokens" else f"{unit} of training", ylabel="bits per byte")

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from functools import partial
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nanoegg_mlx.config import Config
 from nanoegg_mlx.errors import InputError
@@ -147,10 +147,17 @@ def _importance(spec: Spec, study: optuna.Study, ranked: Sequence[Row]) -> dict[
 
     if len(ranked) < _least_for_importance(spec):
         return {}
+    # What sets the best five apart, or the better half: fewer would show the chance of one trial.
+    share = min(0.5, max(0.1, 5 / len(ranked)))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            return get_param_importances(study, evaluator=PedAnovaImportanceEvaluator())
+            try:
+                evaluator = PedAnovaImportanceEvaluator(target_quantile=share)
+            except TypeError:  # Optuna 4 has another name for it
+                options: dict[str, Any] = {"baseline_quantile": share}
+                evaluator = PedAnovaImportanceEvaluator(**options)
+            return get_param_importances(study, evaluator=evaluator)
         except (ValueError, RuntimeError, ZeroDivisionError):
             return {}
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import secrets
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -47,6 +48,7 @@ def need_optuna() -> None:
     except ImportError as error:
         raise InputError("Optuna is not installed; a sweep needs it: `pip install 'nanoegg-mlx[sweep]'`.") from error
     optuna.logging.set_verbosity(optuna.logging.ERROR)
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
 
 
 @dataclass

@@ -103,7 +103,7 @@ def measured_epochs(config: Config, seconds: float, validations: int) -> int:
     while (spent := time.perf_counter() - validated) < seconds / 50 or trainer.epoch < 2:
         trainer.step()
     epoch = spent / (trainer.epoch - 1)
-    return max(1, int((seconds - validations * (validated - started)) / epoch))
+    return max(1, int((seconds - (validations + 1) * (validated - started)) / epoch))
 
 
 def _train_run(spec: Spec, trial: Trial | None, config: Config, place: Workplace) -> Figure:

@@ -160,8 +160,8 @@ def _check_exits(codes: Sequence[int]) -> None:
     killed = [code for code in codes if code < 0]
     if killed:
         raise JobError(
-            f"{len(killed)} of {len(codes)} workers were killed by signal {-killed[0]}; their trials go on when the "
-            "sweep is started again."
+            f"{len(killed)} of {len(codes)} workers were killed by signal {-killed[0]}; what they have left goes on "
+            "when the sweep is started again."
         )
     if any(codes):
         raise ReportedElsewhere("A worker has failed.")
