@@ -84,7 +84,7 @@ class Sweep:
             _check_same(spec, known["sweep"], f"the sweep in {folder}")
         elif folder.is_dir() and not {path.name for path in folder.iterdir()} <= _FIRST:
             raise InputError(f"The folder {folder} has other files and no sweep.json; it must be a sweep's, or new.")
-        if storage is None:
+        if not storage:
             folder.mkdir(parents=True, exist_ok=True)
         with one_sentence(self.storage):
             opened = _open_storage(self.storage)

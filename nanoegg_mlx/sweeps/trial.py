@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nanoegg_mlx.config import Config, fields_marked
+from nanoegg_mlx.config import Config
 from nanoegg_mlx.measure.evaluate import evaluate
 from nanoegg_mlx.show.tracking import Tracking
 from nanoegg_mlx.store import checkpoint
@@ -128,8 +128,7 @@ def _train_run(spec: Spec, trial: Trial | None, config: Config, place: Workplace
 def _origin(folder: Path, config: Config) -> Origin:
     """The run's beginning, or its newest checkpoint. The caller holds the claim on the trial."""
     if (folder / "config.toml").exists() or (folder.is_dir() and checkpoint.folders(folder)):
-        changes = asdict(config)
-        return ResumedRun(folder, {name: changes[name] for name in fields_marked("may_change")})
+        return ResumedRun(folder, asdict(config))
     if folder.is_dir():
         # A kill before the first file: the lock, and perhaps a file that has not got its name.
         checkpoint.remove_leftovers(folder)

@@ -186,7 +186,7 @@ def test_two_workers_end_with_the_command_and_go_on() -> None:
     for run in FOLDER.glob("trial-*"):
         lines = read_metrics(run / "metrics.jsonl")
         assert checkpoint.load(run, pytest.fail).epoch == (lines[-1]["epoch"] if lines else 0)
-    assert main(["sweep", "s.toml", "--folder", str(FOLDER), "--workers", "2"]) == 0
+    assert run_sweep(spec, FOLDER) is None
     trials = read_study(spec, FOLDER).trials
     assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 4
     found = sorted((trial.params["alpha"], trial.params["rank"]) for trial in trials)
@@ -298,8 +298,20 @@ def test_storages_and_folders_that_do_not_fit(
     one_error(capsys, [sweep, "--folder", "other", "--storage", journal], "the content of the valid cache is")
     (FOLDER / "sweep.json").write_text("{}")
     one_error(capsys, at, "sweep.json is damaged")
+    (FOLDER / "sweep.json").unlink()
+    one_error(capsys, at, "has other files")
     monkeypatch.setitem(sys.modules, "optuna", None)
     one_error(capsys, at, "Optuna is not installed; a sweep needs it: `pip install 'nanoegg-mlx[sweep]'`.")
+
+
+def test_a_run_is_never_taken_for_another_trial(capsys: pytest.CaptureFixture[str]) -> None:
+    """Without its journal the sweep begins again, and draws other settings."""
+    assert main(["sweep", write_sweep(trials=1), "--folder", str(FOLDER)]) == 0
+    (FOLDER / "journal.log").unlink()
+    capsys.readouterr()
+    before = parameters(FOLDER / "trial-0000")
+    one_error(capsys, [write_sweep(trials=1, sampler_seed=1), "--folder", str(FOLDER)], "trial-0000 cannot be resumed")
+    assert parameters(FOLDER / "trial-0000") == before
 
 
 def test_a_storage_that_is_lost_in_the_middle(
