@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from nanoegg_mlx.cli import main
 from nanoegg_mlx.show.text import quantity
 from nanoegg_mlx.store.metrics import read_metrics
 from nanoegg_mlx.sweeps import report
-from nanoegg_mlx.sweeps.spec import read_spec
+from nanoegg_mlx.sweeps.spec import Spec, read_spec
 from nanoegg_mlx.sweeps.study import Sweep, read_study
 from nanoegg_mlx.sweeps.workers import run_sweep
 from tests.show.test_report import Reader
@@ -20,27 +21,24 @@ from tests.tiny import work_in
 
 FOLDER = Path("sweep")
 NAME = "a<b>&'c'"
+DECAY = {"low": 0.5, "high": 4.0, "log": True, "times_epochs": True}
 
 
-@pytest.fixture(autouse=True)
-def corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    return work_in(tmp_path, monkeypatch)
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Spec, str]]:
+    """A sweep of six trials and a seventh in progress, in the working folder, and its page."""
+    with pytest.MonkeyPatch.context() as patch:
+        work_in(tmp_path_factory.mktemp("sweep"), patch)
+        ranges = {**RANGES, "alpha_decay_timestep": DECAY}
+        assert run_sweep(read_spec(write_sweep(name=NAME, trials=6, ranges=ranges)), FOLDER) is None
+        spec = read_spec(write_sweep(name=NAME, trials=7, ranges=ranges))
+        running = Sweep(spec, FOLDER).claim()
+        assert running is not None and main(["sweep", "s.toml", "--folder", str(FOLDER), "--report"]) == 0
+        yield spec, (FOLDER / "report.html").read_text(encoding="utf-8")
 
 
-def test_page(capsys: pytest.CaptureFixture[str]) -> None:
-    decay = {"low": 0.5, "high": 4.0, "log": True, "times_epochs": True}
-    path = write_sweep(name=NAME, trials=6, ranges={**RANGES, "alpha_decay_timestep": decay})
-    spec = read_spec(path)
-    assert run_sweep(spec, FOLDER) is None
-    running = Sweep(
-        read_spec(write_sweep(name=NAME, trials=7, ranges={**RANGES, "alpha_decay_timestep": decay})), FOLDER
-    )
-    claimed = running.claim()
-    assert claimed is not None
-    capsys.readouterr()
-    assert main(["sweep", path, "--folder", str(FOLDER), "--report"]) == 0
-    assert capsys.readouterr().out == "sweep/report.html\n"
-    page = (FOLDER / "report.html").read_text(encoding="utf-8")
+def test_page(swept: tuple[Spec, str]) -> None:
+    spec, page = swept
     reader = Reader(page)
     text = "\n".join(reader.texts)
     assert reader.texts[0] == f"{NAME} - nanoegg sweep" and "a<b>" not in page
@@ -63,10 +61,8 @@ def test_page(capsys: pytest.CaptureFixture[str]) -> None:
     assert "Each trial is one seed" in text
 
 
-def test_it_needs_nothing_from_outside() -> None:
-    spec = read_spec(write_sweep(trials=4))
-    assert run_sweep(spec, FOLDER) is None
-    page = report.page(spec, FOLDER, read_study(spec, FOLDER))
+def test_it_needs_nothing_from_outside(swept: tuple[Spec, str]) -> None:
+    page = swept[1]
     assert "://" not in page and "@import" not in page and "<script" not in page
     loaded = [(name, value) for _, name, value in Reader(page).attributes if name in ("src", "href", "xlink:href")]
     assert loaded and all(value.startswith(("#", "data:image/png;base64,")) for _, value in loaded)
@@ -75,7 +71,8 @@ def test_it_needs_nothing_from_outside() -> None:
     assert "var(--run)" in page and "var(--muted)" in page
 
 
-def test_a_sweep_that_has_just_begun() -> None:
+def test_a_sweep_that_has_just_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    work_in(tmp_path, monkeypatch)
     spec = read_spec(write_sweep())
     Sweep(spec, FOLDER)
     assert report.write_report(spec, FOLDER) == FOLDER / "report.html"
