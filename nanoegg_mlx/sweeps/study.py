@@ -143,7 +143,10 @@ class Sweep:
                 if trial.datetime_start and datetime.now() - trial.datetime_start > _LOST:
                     self.study.tell(trial.number, state=TrialState.FAIL)
             elif trial.user_attrs[_PLACE] == self._place and (lock := self._lock(trial.number)):
-                return Claimed(Trial(self.study, trial._trial_id), {}, lock)
+                # Its worker may have finished it since the trials were read.
+                if self.study.get_trials(deepcopy=False)[trial.number].state == TrialState.RUNNING:
+                    return Claimed(Trial(self.study, trial._trial_id), {}, lock)
+                lock.release()
         return None
 
     def _new(self, trials: list[FrozenTrial]) -> Claimed | None:

@@ -25,6 +25,7 @@ from nanoegg_mlx.store.metrics import read_metrics
 from nanoegg_mlx.sweeps import study as studies
 from nanoegg_mlx.sweeps.spec import Spec, read_spec
 from nanoegg_mlx.sweeps.study import Sweep, read_study
+from nanoegg_mlx.sweeps.trial import Figure
 from nanoegg_mlx.sweeps.workers import run_sweep
 from tests.jobs import ROOT
 from tests.sweeps.tiny import EPOCH, write_sweep
@@ -237,6 +238,25 @@ def test_trials_of_others_are_left_to_them() -> None:
     claimed.lock.release()
     again = sweep.claim()
     assert again is not None and again.trial.number == 2 and again.values == claimed.values
+
+
+def test_a_trial_that_ends_while_another_worker_claims(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = read_spec(write_sweep())
+    one, other = Sweep(spec, FOLDER), Sweep(spec, FOLDER)
+    claimed = one.claim()
+    assert claimed is not None and claimed.trial.number == 0
+    lock = other._lock
+
+    def ends_before(number: int) -> Any:
+        if number == 0:
+            one.finish(claimed, Figure(3.0))
+            claimed.lock.release()
+        return lock(number)
+
+    monkeypatch.setattr(other, "_lock", ends_before)
+    following = other.claim()
+    assert following is not None and following.trial.number == 1
+    assert one.study.trials[0].value == 3.0
 
 
 def test_values_that_do_not_fit_together() -> None:
