@@ -8,6 +8,10 @@ from pathlib import Path
 
 from nanoegg_mlx.errors import InputError
 from nanoegg_mlx.show import tracking
+from nanoegg_mlx.sweeps.report import write_report
+from nanoegg_mlx.sweeps.spec import read_spec
+from nanoegg_mlx.sweeps.study import need_optuna
+from nanoegg_mlx.sweeps.workers import run_sweep
 
 HELP = "find good settings by trials within one budget"
 
@@ -36,11 +40,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Trains, or writes the report. Returns 0 also after SIGTERM, 130 after Ctrl-C."""
-    from nanoegg_mlx.sweeps.report import write_report
-    from nanoegg_mlx.sweeps.spec import read_spec
-    from nanoegg_mlx.sweeps.study import need_optuna
-    from nanoegg_mlx.sweeps.workers import run_sweep
-
     need_optuna()
     tracking.need(options.track)
     if options.workers < 1:
