@@ -53,5 +53,5 @@ def run(options: argparse.Namespace) -> int:
     if stopped:
         print(f"Stopped by {stopped.name}; the same command continues the sweep.")
     else:
-        print(f"All trials have begun or ended; `nanoegg sweep {options.sweep} --report` shows them.")
+        print(f"`nanoegg sweep {options.sweep} --report` draws the trials.")
     return 130 if stopped == signal.SIGINT else 0

@@ -51,16 +51,27 @@ def run_sweep(
     sweep = Sweep(spec, folder, storage)
     with StopSignals() as stop:
         if workers == 1:
-            return _work(sweep, Workplace(folder, spec.base.threads, track, stop))
-        shares = thread_shares(spec.base, workers)
-        given = [{"sweep": str(spec.path), "folder": str(folder), "storage": storage, "track": list(track)}] * workers
-        processes = [_start({**one, "threads": threads}) for one, threads in zip(given, shares, strict=True)]
-        try:
-            _wait(processes, stop)
-        finally:
-            for process in processes:  # none is left after an error here
-                process.kill()
-                process.wait()
+            stopped = _work(sweep, Workplace(folder, spec.base.threads, track, stop))
+        else:
+            stopped = _work_in_processes(spec, folder, storage, workers, track, stop)
+    if not stopped:
+        print(_summary(sweep))
+    return stopped
+
+
+def _work_in_processes(
+    spec: Spec, folder: Path, storage: str | None, workers: int, track: Sequence[str], stop: StopSignals
+) -> signal.Signals | None:
+    """Trains trials in several processes; returns the signal that ended them."""
+    shares = thread_shares(spec.base, workers)
+    given = {"sweep": str(spec.path), "folder": str(folder), "storage": storage, "track": list(track)}
+    processes = [_start({**given, "threads": threads}) for threads in shares]
+    try:
+        _wait(processes, stop)
+    finally:
+        for process in processes:  # none is left after an error here
+            process.kill()
+            process.wait()
     if not stop.received:
         _check_exits([process.returncode for process in processes])
     return stop.received
@@ -125,10 +136,19 @@ def _line(sweep: Sweep, claimed: Claimed, figure: Figure) -> str:
         end = f"{figure.bits_per_byte:.4f} bits per byte"
     if best is not None and is_complete(best):
         end += f" (best {best.value:.4f}, trial {best.number})"
-    return f"trial {claimed.trial.number}: {end}: {shown(claimed.values)}"
+    return f"trial {claimed.trial.number}: {end}: {_shown(claimed.values)}"
 
 
-def shown(values: Mapping[str, Value]) -> str:
+def _summary(sweep: Sweep) -> str:
+    """The end of a sweep: other processes may still train the last trials."""
+    best = sweep.best()
+    if best is None:
+        return "All trials have begun; none is complete."
+    run = sweep.folder / sweep.spec.run_name(best.number, 0)
+    return f"All trials have begun. Best: {best.value:.4f} bits per byte, trial {best.number}: {run}"
+
+
+def _shown(values: Mapping[str, Value]) -> str:
     """The values of a trial as text."""
     texts = ((name, f"{value:.4g}" if isinstance(value, float) else str(value)) for name, value in values.items())
     return ", ".join(f"{name} {text}" for name, text in texts)

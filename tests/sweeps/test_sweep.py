@@ -76,7 +76,8 @@ def test_trials_are_ordinary_runs(capsys: pytest.CaptureFixture[str]) -> None:
     assert len({trial.params["alpha"] for trial in trials}) == 3
     out = capsys.readouterr().out.splitlines()
     best = min(trials, key=lambda trial: trial.value)
-    assert len(out) == 3 and f"(best {best.value:.4f}, trial {best.number})" in out[-1]
+    assert len(out) == 4 and f"(best {best.value:.4f}, trial {best.number})" in out[2]
+    assert out[3].endswith(f"Best: {best.value:.4f} bits per byte, trial {best.number}: sweep/trial-000{best.number}")
     # The same command does nothing more; with more trials it goes on.
     before = (FOLDER / "journal.log").read_bytes()
     assert run_sweep(spec, FOLDER) is None and (FOLDER / "journal.log").read_bytes() == before
