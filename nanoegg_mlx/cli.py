@@ -12,6 +12,7 @@ from nanoegg_mlx.commands.options import Parser
 COMMANDS = (
     "prepare",
     "train",
+    "sweep",
     "eval",
     "sample",
     "inspect",

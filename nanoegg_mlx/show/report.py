@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nanoegg_mlx.config import TABLES, Config
 from nanoegg_mlx.show.curves import RunCurves, Validation
@@ -24,6 +24,9 @@ from nanoegg_mlx.show.style import COLOURS, GRID, INK, MUTED, STYLE
 from nanoegg_mlx.show.text import describe, duration, quantity
 from nanoegg_mlx.store import checkpoint
 from nanoegg_mlx.store.durable import write_file
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _FIELDS = {field.name: field for field in dataclasses.fields(Config)}
 _POINTS = 400
@@ -112,10 +115,15 @@ def page(folder: Path) -> str:
         "<h2>Checkpoints</h2>",
         _checkpoints(folder, stored),
     ]
+    return document(f"{run.name} - nanoegg run", body)
+
+
+def document(title: str, body: Iterable[str]) -> str:
+    """Returns an HTML document with the style sheet; `title` is plain text, `body` HTML."""
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(run.name)} - nanoegg run</title>\n<style>\n{_LIGHT_RULE}{_SHEET}</style>\n</head>\n<body>\n"
+        f"<title>{escape(title)}</title>\n<style>\n{_LIGHT_RULE}{_SHEET}</style>\n</head>\n<body>\n"
         + "\n".join(body)
         + "\n</body>\n</html>\n"
     )
@@ -189,12 +197,22 @@ def svg(panel: Panel, scene: Scene) -> str:
     import matplotlib
     from matplotlib.figure import Figure
 
-    content = io.BytesIO()
-    with matplotlib.rc_context({**STYLE, "svg.fonttype": "none", "svg.hashsalt": panel.title}):
+    with matplotlib.rc_context(svg_style(panel.title)):
         figure = Figure(figsize=(12.6 if panel.wide else 6.2, 3.1), layout="constrained")
         draw(figure.add_subplot(), panel, scene)
-        no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        figure.savefig(content, format="svg", transparent=True, dpi=120, metadata=no_metadata)
+        return inline(figure, panel.title)
+
+
+def svg_style(title: str) -> dict[Any, Any]:
+    """Returns the rcParams of a drawing for a page; the titles of a page's drawings must differ."""
+    return {**STYLE, "svg.fonttype": "none", "svg.hashsalt": title}
+
+
+def inline(figure: Figure, title: str) -> str:
+    """Returns a figure as an SVG element with the colours of the page. The caller sets `svg_style`."""
+    content = io.BytesIO()
+    no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    figure.savefig(content, format="svg", transparent=True, dpi=120, metadata=no_metadata)
     drawn = content.getvalue().decode()
     drawn = drawn[drawn.index("<svg") :]
     # Inline SVG needs no namespaces. Element names must be unique in the page, and these repeat in each drawing.
@@ -204,7 +222,7 @@ def svg(panel: Panel, scene: Scene) -> str:
         "",
         drawn,
     )
-    drawn = re.sub(r'<svg width="[^"]*" height="[^"]*"', f'<svg role="img" aria-label="{escape(panel.title)}"', drawn)
+    drawn = re.sub(r'<svg width="[^"]*" height="[^"]*"', f'<svg role="img" aria-label="{escape(title)}"', drawn)
     for name, colour in _LIGHT.items():
         drawn = drawn.replace(colour, f"var(--{name})")
     return drawn.replace("'DejaVu Sans', ", "")
