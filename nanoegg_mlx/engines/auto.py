@@ -27,10 +27,8 @@ R = TypeVar("R")
 
 _LEAST_PRODUCTS = 10**13
 """Multiply-adds of a run below which it is not worth measuring: half a minute of two cores."""
-_LEAST_SECONDS = 0.05
-"""A shorter time of the CPU engine is repeated with more members."""
 _MOST_SECONDS = 0.5
-"""Of MLX with real members; it is not begun if it would take longer."""
+"""Of one part of the measurement, if the time of the part before predicts it."""
 _HOPELESS = 0.1
 """Of the CPU engine's speed. If MLX's first tokens are slower, they decide."""
 
@@ -119,32 +117,32 @@ class Measured(NamedTuple, Generic[R]):
 def measure(work: Work[R], cpu: CPUEngine, mlx: MLXEngine) -> Measured[R]:
     """The speeds of both engines, one after the other, each warmed up.
 
-    The CPU engine scores members in growing parts until one takes long enough. MLX reads a few tokens to compile its
-    step; these also predict its time for real members, which it scores unless that would be slow or long.
+    The CPU engine scores members in growing parts, since many members share each load of the weights. MLX reads a few
+    tokens to compile its step; these also predict its time for real members, which it scores unless that would be slow
+    or long.
     """
     results: list[R] = []
 
     def scored(engine: Engine, first: int, last: int) -> float:
-        """Scores members for good; returns tokens a second."""
+        """Scores members for good; returns the seconds."""
         part = work.part(first, last)
-        seconds = _seconds(lambda: results.append(part.on(engine)))
-        return part.members * part.tokens / seconds
+        return _seconds(lambda: results.append(part.on(engine)))
 
     work.part(0, 2, 1).on(cpu)
-    done, width, most = 0, 16, max(work.members // 4 * 2, 2)
-    while True:
-        first, done = done, min(done + width, most)
-        cpu_speed = scored(cpu, first, done)
-        if done == most or (done - first) * work.tokens >= _LEAST_SECONDS * cpu_speed:
-            break
+    done, width, most = 0, 4, max(work.members // 4 * 2, 2)
+    seconds = cpu_speed = 0.0
+    while done < most and 4 * seconds < _MOST_SECONDS:
         width *= 4
+        first, done = done, min(done + width, most)
+        seconds = scored(cpu, first, done)
+        cpu_speed = max(cpu_speed, (done - first) * work.tokens / seconds)
     # A GPU takes a whole chunk of members in the time of a few.
     width = min(4 if mlx_on_cpu() else mlx.chunk, work.members - done) // 2 * 2
     tried = slice(done, done + width) if width else slice(0, 2)
     seconds = _predicted(work.part(tried.start, tried.stop), mlx)
     mlx_speed = (tried.stop - tried.start) * work.tokens / seconds
     if width and seconds <= _MOST_SECONDS and mlx_speed >= _HOPELESS * cpu_speed:
-        mlx_speed = scored(mlx, done, done + width)
+        mlx_speed = width * work.tokens / scored(mlx, done, done + width)
         done += width
     return Measured(Speeds(cpu_speed, mlx_speed), results, done)
 

@@ -182,8 +182,7 @@ def as_scored(returned: tuple[np.ndarray, ...]) -> Scored:
 
 
 def as_nudged(returned: NativeNudged) -> Nudged:
-    """The result of `CPUEngine.nudge_call`, which is emptied. It makes MLX arrays, which all threads can use, but evaluates
-    none."""
+    """The result of `CPUEngine.nudge_call`, which is emptied. Nothing is evaluated, so any thread may call it."""
     scores, states, Z, S, C = returned
     return Nudged(scores, states, Moments(_as_mlx(Z), _as_mlx(S), _as_mlx(C)))
 
