@@ -29,6 +29,8 @@ _LEAST_PRODUCTS = 10**13
 """Multiply-adds of a run below which it is not worth measuring: half a minute of two cores."""
 _MOST_SECONDS = 0.5
 """Of one part of the measurement, if the time of the part before predicts it."""
+_MOST_TRIED = 2048
+"""Members of MLX's part, enough to fill a GPU."""
 _HOPELESS = 0.1
 """Of the CPU engine's speed. If MLX's first tokens are slower, they decide."""
 
@@ -137,7 +139,7 @@ def measure(work: Work[R], cpu: CPUEngine, mlx: MLXEngine) -> Measured[R]:
         seconds = scored(cpu, first, done)
         cpu_speed = max(cpu_speed, (done - first) * work.tokens / seconds)
     # A GPU takes a whole chunk of members in the time of a few.
-    width = min(4 if mlx_on_cpu() else mlx.chunk, work.members - done) // 2 * 2
+    width = min(4 if mlx_on_cpu() else min(mlx.chunk, _MOST_TRIED), work.members - done) // 2 * 2
     tried = slice(done, done + width) if width else slice(0, 2)
     seconds = _predicted(work.part(tried.start, tried.stop), mlx)
     mlx_speed = (tried.stop - tried.start) * work.tokens / seconds

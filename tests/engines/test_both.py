@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 import time
 from typing import Any
 
@@ -113,6 +114,33 @@ def test_a_run_whose_engine_changes(forced: int, tmp_path: Any) -> None:
     assert (run / "votes.bin").read_bytes()[-100:] == (expected / "runs/t/votes.bin").read_bytes()[-100:]
     newest = "epoch-00000012/model.safetensors"
     assert (run / newest).read_bytes() == (expected / "runs/t" / newest).read_bytes()
+
+
+def test_they_work_at_the_same_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each waits for the other to begin; MLX has the calling thread, since its arrays belong to a thread."""
+    monkeypatch.setattr(Balance, "mlx_members", lambda self, members, tokens: 4)
+    began = {"cpu": threading.Event(), "mlx": threading.Event()}
+    threads = {}
+
+    def meet(name: str, other: str) -> None:
+        threads[name] = threading.current_thread()
+        began[name].set()
+        assert began[other].wait(30)
+
+    prepare, score = CPUEngine.score_call, MLXEngine.score
+
+    def prepared(*given: Any, **named: Any) -> Any:
+        call = prepare(*given, **named)
+        return lambda: (meet("cpu", "mlx"), call())[1]
+
+    monkeypatch.setattr(CPUEngine, "score_call", prepared)
+    monkeypatch.setattr(MLXEngine, "score", lambda *given, **named: (meet("mlx", "cpu"), score(*given, **named))[1])
+    arguments = batch(14, 14)
+    scored = BothEngine(CONFIG).score(PARAMS, range(14), 0, *arguments)
+    monkeypatch.undo()
+    assert np.array_equal(scored.scores, CPU.score(PARAMS, range(14), 0, *arguments).scores)
+    assert threads["mlx"] is threading.current_thread() is not threads["cpu"]
+    assert not threads["cpu"].is_alive()
 
 
 class Stopped(Exception):
