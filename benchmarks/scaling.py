@@ -194,7 +194,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=100, help="each member reads in an epoch (default: 100)")
     parser.add_argument("--layers", type=int, default=6, help="(default: 6)")
     parser.add_argument("--width", type=int, default=256, help="(default: 256)")
-    parser.add_argument("--engine", choices=("auto", "mlx", "cpu"), default="auto", help="(default: auto)")
+    parser.add_argument("--engine", choices=("auto", "cpu", "mlx", "both"), default="auto", help="(default: auto)")
     parser.add_argument("--rounds", type=int, default=3, help="jobs of one and of two ranks, in turn (default: 3)")
     parser.add_argument("--epochs", type=int, default=5, help="in each job (default: 5)")
     parser.add_argument("--bandwidth", type=float, default=10e9, help="of a host's link, bits a second (default: 10e9)")

@@ -1,6 +1,6 @@
 """Tokens per second of whole epochs and of validation, beside the machine's int8 peak: the same as `nanoegg bench`.
 
-python benchmarks/throughput.py [--scaling] [--engine mlx|cpu] [--reference-command COMMAND] [--json FILE]
+python benchmarks/throughput.py [--scaling] [--engine cpu|mlx|both] [--reference-command COMMAND] [--json FILE]
 """
 
 import sys

@@ -21,6 +21,7 @@ import tomli_w
 from nanoegg_mlx.errors import InputError
 
 TABLES = ("model", "evolution", "data", "run")
+ENGINES = ("auto", "cpu", "mlx", "both")
 
 
 def _field(
@@ -72,12 +73,7 @@ class Config:
 
     seed: int = _field("evolution", 0, "seed of initial weights and perturbations", low=0, high=2**64 - 1)
     population: int = _field(
-        "evolution",
-        1024,
-        "members scored in an epoch, in antithetic pairs",
-        low=2,
-        high=2**30,
-        even=True,
+        "evolution", 1024, "members scored in an epoch, in antithetic pairs", low=2, high=2**30, even=True
     )
     group_size: int = _field("evolution", 2, "consecutive members that read the same lane of text", low=2, even=True)
     rank: int = _field("evolution", 1, "rank of a matrix's perturbation", low=1, high=4096, only_with="weights")
@@ -121,12 +117,7 @@ class Config:
     )
     nudge: int = _field("evolution", 2, "size of an activation's nudge", low=1, high=64, only_with="activations")
     head_nudge: int = _field(
-        "evolution",
-        4,
-        "size of a logit's nudge, with head_rule = perturb",
-        low=1,
-        high=64,
-        only_with="activations",
+        "evolution", 4, "size of a logit's nudge, with head_rule = perturb", low=1, high=64, only_with="activations"
     )
     credit_decay: int = _field(
         "evolution",
@@ -185,7 +176,12 @@ class Config:
         per_rank=True,
     )
     engine: str = _field(
-        "run", "auto", "code that scores and updates", choices=("auto", "mlx", "cpu"), may_change=True, per_rank=True
+        "run",
+        "auto",
+        "code that scores and updates: the CPU's cores, MLX's device, both together, or by measurement",
+        choices=ENGINES,
+        may_change=True,
+        per_rank=True,
     )
     threads: int = _field(
         "run", 0, "threads of the CPU engine (0: all usable cores)", low=0, high=4096, may_change=True, per_rank=True

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 
-from nanoegg_mlx.engines.machine import training_setup
+from nanoegg_mlx.engines.setup import training_setup
 
 HELP = "engine, instruction set, threads, MLX device and versions"
 

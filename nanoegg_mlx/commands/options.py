@@ -7,7 +7,7 @@ import dataclasses
 import json
 from typing import Any, NoReturn
 
-from nanoegg_mlx.config import TABLES, Config, describe_range
+from nanoegg_mlx.config import ENGINES, TABLES, Config, describe_range
 
 
 class Parser(argparse.ArgumentParser):
@@ -49,7 +49,7 @@ def given_config(options: argparse.Namespace) -> dict[str, Any]:
 
 def add_engine_options(parser: argparse.ArgumentParser) -> None:
     """Adds --engine and --threads, for commands without the other config fields."""
-    parser.add_argument("--engine", choices=("auto", "mlx", "cpu"), default="auto", help="(default: auto)")
+    parser.add_argument("--engine", choices=ENGINES, default="auto", help="(default: auto)")
     parser.add_argument("--threads", type=int, default=0, metavar="N", help="of the CPU engine (0: all usable cores)")
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from nanoegg_mlx.config import Config
 from nanoegg_mlx.core.coins import Coins, NodeKey, NudgedActivations, coins, nodes
 from nanoegg_mlx.core.fixed_point import MAX_INT8, POW2, clip, exact_matmul
-from nanoegg_mlx.core.model import Tap, forward
+from nanoegg_mlx.core.model import Tap, forward, view
 from nanoegg_mlx.core.params import Leaf, Params, leaves
 from nanoegg_mlx.core.score import log2_sum, log_likelihood
 from nanoegg_mlx.core.update import threshold_at
@@ -109,18 +109,22 @@ def pair_step(config: Config) -> Callable[..., tuple[Token, mx.array]]:
         target: mx.array,
     ) -> tuple[Token, mx.array]:  # fmt: skip
         xi = coins(config, epoch_key, pair, t)
-        members = []
-        for sign, state in ((1, states[0]), (-1, states[1])):
-            inputs: dict[NodeKey, mx.array] = {}
 
+        def one_member(sign: mx.array, state: mx.array) -> tuple[mx.array, dict[NodeKey, mx.array], mx.array, mx.array]:
+            inputs: dict[NodeKey, mx.array] = {}
             logits, new_state = forward(params, NudgedActivations(xi, sign, config), state, token, _keep(inputs))
-            members.append((log_likelihood(logits, target), inputs, head_error(logits, target), new_state))
-        (score, inputs, error, state), (odd_score, odd_inputs, odd_error, odd_state) = members
-        means = {name: (inputs[name] + odd_inputs[name]) >> 1 for name in inputs}
-        step = Token(mx.stack([score, odd_score]), xi, means, (error + odd_error) >> 1)
-        return step, mx.stack([state, odd_state])
+            return log_likelihood(logits, target), inputs, head_error(logits, target), new_state
+
+        scores, inputs, errors, new_states = mx.vmap(one_member)(mx.array([1, -1]), states)
+        means = {name: _mean(x) for name, x in inputs.items()}
+        return Token(scores, xi, means, _mean(errors)), new_states
 
     return mx.compile(mx.vmap(one_pair, in_axes=(None, None, 0, None, 0, 0, 0)))
+
+
+def _mean(both: mx.array) -> mx.array:
+    """The mean of a pair's values, (2, ...) int32, rounded down."""
+    return (view(both, 0) + view(both, 1)) >> 1
 
 
 _INPUTS = {name for _, _, name in MATRICES}

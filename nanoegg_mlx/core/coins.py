@@ -82,13 +82,14 @@ def coins(config: Config, epoch_key: mx.array, pair: mx.array, t: mx.array) -> C
 class NudgedActivations(Perturbation):
     """The perturbation of one member's activations at one token: sign * nudge * xi, added at each node."""
 
-    def __init__(self, xi: Coins, sign: int, config: Config) -> None:
+    def __init__(self, xi: Coins, sign: mx.array, config: Config) -> None:
+        """Args: sign, () integer, 1 for the even member of a pair and -1 for the odd one."""
         self._xi, self._sign = xi, sign
         self._nudge, self._head_nudge = config.nudge, config.head_nudge if config.head_rule == "perturb" else 0
 
     def embedding(self, token: mx.array, row: mx.array) -> mx.array:
-        return clip(row + self._sign * self._nudge * self._xi["emb", None])
+        return clip(row + self._xi["emb", None] * (self._nudge * self._sign))
 
     def node(self, name: str, layer: int | None, v: mx.array) -> mx.array:
         nudge = self._head_nudge if name == "head" else self._nudge
-        return v + self._sign * nudge * self._xi[name, layer] if nudge else v
+        return v + self._xi[name, layer] * (nudge * self._sign) if nudge else v

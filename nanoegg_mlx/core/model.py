@@ -56,6 +56,11 @@ class Perturbation:
 UNPERTURBED = Perturbation()
 
 
+def view(x: mx.array, i: int) -> mx.array:
+    """x[i], (...) of x (n, ...), as a view: MLX would copy it in a kernel of its own for an integer index."""
+    return mx.squeeze(x[i : i + 1], 0)
+
+
 def matmul(W: mx.array, x: mx.array, perturb: Callable[[mx.array, mx.array], mx.array] = lambda y, x: y) -> mx.array:
     """clip(perturb(W x, x) // (16 isqrt(n))): a matrix times a vector.
 
@@ -106,11 +111,11 @@ def forward(
     """
 
     def mat(name: str, x: mx.array, l: int | None = None) -> mx.array:
-        W = params[name] if l is None else params[name][l]
+        W = params[name] if l is None else view(params[name], l)
         return matmul(W, x, partial(perturbation.product, name, l))
 
     def vec(name: str, l: int | None = None) -> mx.array:
-        v = params[name] if l is None else params[name][l]
+        v = params[name] if l is None else view(params[name], l)
         return perturbation.vector(name, l, v.astype(mx.int32))
 
     node = perturbation.node

@@ -13,7 +13,7 @@ import mlx.core as mx
 
 from nanoegg_mlx.config import Config
 from nanoegg_mlx.core.fixed_point import clip
-from nanoegg_mlx.core.model import Perturbation
+from nanoegg_mlx.core.model import Perturbation, view
 from nanoegg_mlx.core.params import leaf_keys, leaves
 from nanoegg_mlx.core.rng import fold_in, int_normals, key
 
@@ -38,7 +38,7 @@ Noise = dict[str, LeafNoise]
 def perturb_product(y: mx.array, x: mx.array, E: LowRank, shift: int) -> mx.array:
     """W x + ((A (B^T x)) >> shift), from y = W x (o,) and x (n,), int32: a perturbed matrix times a vector."""
     Bx = mx.sum(E.B.astype(mx.int32) * x, axis=-1)
-    return y + (sum(E.A[r].astype(mx.int32) * Bx[r] for r in range(Bx.shape[0])) >> shift)
+    return y + (sum(view(E.A, r).astype(mx.int32) * Bx[r : r + 1] for r in range(Bx.shape[0])) >> shift)
 
 
 def perturb_embedding(row: mx.array, token: mx.array, E: LowRank, shift: int) -> mx.array:
@@ -61,14 +61,14 @@ class PerturbedWeights(Perturbation):
 
     def product(self, name: str, layer: int | None, y: mx.array, x: mx.array) -> mx.array:
         E = cast(LowRank, self._noise[name])
-        return perturb_product(y, x, E if layer is None else LowRank(E.A[layer], E.B[layer]), self._shift)
+        return perturb_product(y, x, E if layer is None else LowRank(view(E.A, layer), view(E.B, layer)), self._shift)
 
     def embedding(self, token: mx.array, row: mx.array) -> mx.array:
         return perturb_embedding(row, token, cast(LowRank, self._noise["emb"]), self._shift)
 
     def vector(self, name: str, layer: int | None, v: mx.array) -> mx.array:
         E = cast(mx.array, self._noise[name])
-        return perturb_vector(v, E if layer is None else E[layer], self._shift)
+        return perturb_vector(v, E if layer is None else view(E, layer), self._shift)
 
 
 def leaf_bases(config: Config, epoch: int) -> dict[str, mx.array]:

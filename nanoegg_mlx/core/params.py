@@ -58,6 +58,11 @@ def leaves(config: Config) -> list[Leaf]:
     ]
 
 
+def matrix_entries(config: Config) -> int:
+    """The entries of all matrices: about the multiply-adds of one token of one member."""
+    return sum(math.prod(leaf.stacked_shape) for leaf in leaves(config) if leaf.kind == "matrix")
+
+
 @lru_cache(maxsize=4)
 def leaf_keys(config: Config) -> dict[str, mx.array]:
     """The keys of the perturbations: uint32 (L, 2) for stacked leaves, (2,) for the others (section 3).

@@ -4,7 +4,7 @@ chooses one."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import mlx.core as mx
 import numpy as np
@@ -18,9 +18,12 @@ from nanoegg_mlx.errors import InputError
 
 
 class Engine(Protocol):
-    """Seven functions and a name."""
+    """Eight functions and a name."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """One of the values of `config.engine`."""
+        ...
 
     def score(
         self,
@@ -109,25 +112,49 @@ class Engine(Protocol):
         """
         ...
 
+    def figures(self) -> dict[str, Any]:
+        """Figures about the engine itself, for the metrics of the epoch just done; JSON types, most often none."""
+        ...
+
 
 def make_engine(config: Config) -> Engine:
-    """The engine that `config.engine` names; `auto` is the CPU engine where MLX's default device is the CPU.
+    """The engine that `config.engine` names.
+
+    `auto` is the one that a training run of this shape found to be the fastest on this machine. Before there was one,
+    it is the CPU engine where MLX's default device is the CPU, else the MLX engine.
 
     Raises:
-        InputError: the CPU engine is requested, but its extension was not built; or the environment variable
+        InputError: the CPU engine is needed, but its extension was not built; or the environment variable
             NANOEGG_ISA names an instruction set that is unavailable.
     """
-    name = config.engine
-    if name == "auto":
-        name = "cpu" if native_problem() is None and _cpu_is_default() else "mlx"
-    if name == "mlx":
+    name, problem = config.engine, native_problem()
+    if name == "mlx" or (name == "auto" and problem):
         return MLXEngine(config)
-    if problem := native_problem():
-        raise InputError(f"engine is 'cpu', which is unavailable: {problem}")
+    if problem:
+        raise InputError(f"engine is {name!r}, which is unavailable: {problem}")
+    from nanoegg_mlx.engines.both import BothEngine
     from nanoegg_mlx.engines.cpu import CPUEngine, instruction_sets
+    from nanoegg_mlx.engines.speeds import mlx_on_cpu, recall
 
     instruction_sets()
-    return CPUEngine(config)
+    if name == "auto":
+        speeds = recall(config)
+        name = speeds.best if speeds else "cpu" if mlx_on_cpu() else "mlx"
+    engines: dict[str, type[Engine]] = {"cpu": CPUEngine, "mlx": MLXEngine, "both": BothEngine}
+    return engines[name](config)  # type: ignore[call-arg]
+
+
+def training_engine(config: Config) -> Engine:
+    """`make_engine` for a training run, where `auto` measures both engines if the run is long enough.
+
+    Raises InputError as `make_engine` does.
+    """
+    if config.engine == "auto" and native_problem() is None:
+        from nanoegg_mlx.engines.auto import AutoEngine, pays
+
+        if pays(config):
+            return AutoEngine(config)
+    return make_engine(config)
 
 
 def native_problem() -> str | None:
@@ -144,13 +171,9 @@ def native_problem() -> str | None:
 def missed_speed(config: Config) -> str | None:
     """A warning for `auto` on MLX's CPU back end, if the CPU engine is unavailable; else None."""
     problem = native_problem()
-    if config.engine != "auto" or problem is None or not _cpu_is_default():
+    if config.engine != "auto" or problem is None or mx.default_device() != mx.Device(mx.cpu):
         return None
     return f"The CPU engine would be tens of times faster here, but {problem}"
 
 
-def _cpu_is_default() -> bool:
-    return mx.default_device() == mx.Device(mx.cpu)
-
-
-__all__ = ["Engine", "MLXEngine", "make_engine", "missed_speed", "native_problem"]
+__all__ = ["Engine", "MLXEngine", "make_engine", "missed_speed", "native_problem", "training_engine"]

@@ -1,5 +1,6 @@
 """Types of the native extension; native/binding.cpp has the documentation."""
 
+from collections.abc import Callable
 from typing import TypedDict
 
 import numpy as np
@@ -31,6 +32,7 @@ def score(
     threads: int = 0,
     exact: bool = False,
     block: int = 0,
+    check: Callable[[], None] | None = None,
 ) -> tuple[np.ndarray, ...]: ...
 def logits(
     weights: Weights,
@@ -57,6 +59,7 @@ def nudge(
     input_products: bool = False,
     threads: int = 0,
     block: int = 0,
+    check: Callable[[], None] | None = None,
 ) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray], dict[str, np.ndarray], dict[str, np.ndarray]]: ...
 def update(
     params: dict[str, np.ndarray],

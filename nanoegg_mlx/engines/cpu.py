@@ -6,7 +6,9 @@ A block of members runs through all its tokens on one core, and noise is generat
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -21,6 +23,10 @@ from nanoegg_mlx.core.score import Scored
 from nanoegg_mlx.core.update import vote_bound, vote_dtype
 from nanoegg_mlx.engines import _native
 from nanoegg_mlx.errors import InputError
+
+Sums = dict[str, np.ndarray]
+NativeNudged = tuple[np.ndarray, np.ndarray, Sums, Sums, Sums]
+"""Scores, states, and the three fields of Moments."""
 
 
 class CPUEngine:
@@ -42,7 +48,25 @@ class CPUEngine:
         states: np.ndarray,
         exact: bool = False,
     ) -> Scored:
-        scored = _native.score(
+        return as_scored(self.score_call(params, members, epoch, inputs, targets, states, exact)())
+
+    def score_call(
+        self,
+        params: Params,
+        members: range,
+        epoch: int | None,
+        inputs: np.ndarray,
+        targets: np.ndarray,
+        states: np.ndarray,
+        exact: bool = False,
+        check: Callable[[], None] | None = None,
+    ) -> Callable[[], tuple[np.ndarray, ...]]:
+        """The native call of `score`, for `as_scored`. It does nothing in MLX, so it may run on any thread.
+
+        `check` is called every 50 ms; an exception that it raises ends the call.
+        """
+        return partial(
+            _native.score,
             # Packed at every call: this takes a millisecond for the default model, and no change in place is missed.
             _native.Weights(_as_numpy(params)),
             np.ascontiguousarray(inputs),
@@ -53,8 +77,8 @@ class CPUEngine:
             threads=self.config.threads,
             block=self.config.chunk,
             exact=exact,
+            check=check,
         )
-        return Scored(scored[0], scored[1], scored[2] if exact else None)
 
     def logits(self, params: Params, inputs: np.ndarray, states: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return _native.logits(
@@ -75,8 +99,22 @@ class CPUEngine:
     def nudge(
         self, params: Params, members: range, epoch: int, inputs: np.ndarray, targets: np.ndarray, states: np.ndarray
     ) -> Nudged:
+        return as_nudged(self.nudge_call(params, members, epoch, inputs, targets, states)())
+
+    def nudge_call(
+        self,
+        params: Params,
+        members: range,
+        epoch: int,
+        inputs: np.ndarray,
+        targets: np.ndarray,
+        states: np.ndarray,
+        check: Callable[[], None] | None = None,
+    ) -> Callable[[], NativeNudged]:
+        """The native call of `nudge`, for `as_nudged`; otherwise like `score_call`."""
         config = self.config
-        scores, new_states, Z, S, C = _native.nudge(
+        return partial(
+            _native.nudge,
             _native.Weights(_as_numpy(params)),
             np.ascontiguousarray(inputs),
             np.ascontiguousarray(targets),
@@ -89,8 +127,8 @@ class CPUEngine:
             input_products=config.decorrelate,
             threads=config.threads,
             block=config.chunk,
+            check=check,
         )
-        return Nudged(scores, new_states, Moments(_as_mlx(Z), _as_mlx(S), _as_mlx(C)))
 
     def update(self, params: Params, fitness: np.ndarray, epoch: int) -> Params:
         updated = _native.update(
@@ -118,6 +156,9 @@ class CPUEngine:
         dtype = vote_dtype(self.config)
         return {name: mx.array(Z[name]).astype(dtype) for name in params}
 
+    def figures(self) -> dict[str, Any]:
+        return {}
+
     def _epoch_noise(self, epoch: int) -> _native.Noise:
         if self._noise is None or self._noise[0] != epoch:
             config = self.config
@@ -133,6 +174,17 @@ class CPUEngine:
                 ),
             )
         return self._noise[1]
+
+
+def as_scored(returned: tuple[np.ndarray, ...]) -> Scored:
+    """The result of `CPUEngine.score_call`."""
+    return Scored(returned[0], returned[1], returned[2] if len(returned) == 3 else None)
+
+
+def as_nudged(returned: NativeNudged) -> Nudged:
+    """The result of `CPUEngine.nudge_call`, which is emptied. Nothing is evaluated, so any thread may call it."""
+    scores, states, Z, S, C = returned
+    return Nudged(scores, states, Moments(_as_mlx(Z), _as_mlx(S), _as_mlx(C)))
 
 
 def instruction_sets() -> _native.Info:

@@ -5,9 +5,9 @@ Members are scored in chunks, so memory is bounded by a chunk's noise and activa
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -16,13 +16,17 @@ from nanoegg_mlx.config import Config
 from nanoegg_mlx.core.activations import Moments, Nudged, Token, add_moments, moments, pair_step
 from nanoegg_mlx.core.coins import coin_key
 from nanoegg_mlx.core.noise import Noise, leaf_bases, member_noise, noise_pair, pair_noise
-from nanoegg_mlx.core.params import Params, leaves
+from nanoegg_mlx.core.params import Params, leaves, matrix_entries
 from nanoegg_mlx.core.range_coder import Decoder, Encoder, cumulative
 from nanoegg_mlx.core.score import Scored, code_lengths, resident_weights, score_tokens
 from nanoegg_mlx.core.update import add_votes, step, vote_dtype
 
-_CHUNK_BYTES = 96 << 20
+_CPU_CHUNK_BYTES = 96 << 20
 """Budget of a chunk's noise and activations; the peak is a few times this while noise is generated."""
+_GPU_CHUNK_BYTES = 4 << 30
+"""The most on a GPU."""
+_MOST_MEMBERS = 16384
+"""More gain nothing on any device: a token's kernels are then far longer than their launch."""
 _WINDOW = 128
 """Most tokens in one evaluated graph; bounds the size of the graph."""
 _CPU_PRODUCTS = 2 << 30
@@ -36,7 +40,9 @@ class MLXEngine:
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        self.chunk = config.chunk + config.chunk % 2 or members_per_chunk(config)
+        budget = chunk_bytes({} if _on_cpu() else mx.device_info(mx.default_device()))
+        self.chunk = config.chunk + config.chunk % 2 or members_per_chunk(config, budget)
+        self.pairs = max(config.chunk // 2, 1) if config.chunk else pairs_per_chunk(config, budget)
         self._pair_noise = mx.compile(mx.vmap(partial(pair_noise, config), in_axes=(None, 0)))
 
     def score(
@@ -141,7 +147,7 @@ class MLXEngine:
         new_states = np.empty_like(states)
         epoch_key, step = coin_key(self.config, epoch), pair_step(self.config)
         sums: Moments | None = None
-        for part in spans(len(members) // 2, pairs_per_chunk(self.config)):
+        for part in spans(len(members) // 2, self.pairs):
             pairs = mx.arange(members.start // 2 + part.start, members.start // 2 + part.stop, dtype=mx.uint64)
             own = slice(2 * part.start, 2 * part.stop)
             state = mx.array(states[own]).reshape(-1, 2, *states.shape[1:])
@@ -174,11 +180,13 @@ class MLXEngine:
             mx.eval(Z)
         return Z or {name: mx.zeros(value.shape, vote_dtype(self.config)) for name, value in params.items()}
 
+    def figures(self) -> dict[str, Any]:
+        return {}
+
     def _window(self, members: int) -> int:
-        if mx.default_device() != mx.Device(mx.cpu):
+        if not _on_cpu():
             return _WINDOW
-        products = members * sum(math.prod(leaf.stacked_shape) for leaf in leaves(self.config) if leaf.kind == "matrix")
-        return max(1, min(_WINDOW, _CPU_PRODUCTS // products))
+        return max(1, min(_WINDOW, _CPU_PRODUCTS // (members * matrix_entries(self.config))))
 
     def _noise(self, bases: dict[str, mx.array], pairs: range) -> Noise:
         numbers = mx.arange(pairs.start, pairs.stop, dtype=mx.uint32)
@@ -191,21 +199,41 @@ def spans(size: int, width: int) -> Iterator[slice]:
         yield slice(start, min(start + width, size))
 
 
-def pairs_per_chunk(config: Config) -> int:
-    """A number of pairs whose coins and inputs fit in the chunk's budget, as int32 for all tokens."""
-    if config.chunk:
-        return max(config.chunk // 2, 1)
+def chunk_bytes(device: Mapping[str, str | int]) -> int:
+    """The budget of a chunk on a device.
+
+    Each token launches the same kernels for any number of members, so a GPU gets chunks as large as its memory allows:
+    a sixteenth of what a program may use, since the peak is a few times a chunk; of the memory that is free, a quarter.
+
+    Args:
+        device: `mx.device_info` of a GPU. Metal reports `max_recommended_working_set_size` and `memory_size`, CUDA
+            `total_memory` and `free_memory`. Empty for a CPU.
+    """
+    names = "max_recommended_working_set_size", "total_memory", "memory_size"
+    sizes = [int(device[name]) // 16 for name in names if name in device]
+    if not sizes:
+        return _CPU_CHUNK_BYTES
+    free = int(device["free_memory"]) // 4 if "free_memory" in device else sizes[0]
+    return max(min(sizes[0], free, _GPU_CHUNK_BYTES), _CPU_CHUNK_BYTES)
+
+
+def pairs_per_chunk(config: Config, budget: int = _CPU_CHUNK_BYTES) -> int:
+    """A number of pairs whose coins and inputs fit in `budget` bytes, as int32 for all tokens."""
     per_layer = 7 * config.n_embd + 8 * config.n_embd
     per_token = 4 * (config.n_layer * per_layer + 2 * config.n_embd + 2 * config.vocab_size)
-    return max(1, _CHUNK_BYTES // (3 * per_token * config.tokens_per_update))
+    return max(1, budget // (3 * per_token * config.tokens_per_update))
 
 
-def members_per_chunk(config: Config) -> int:
-    """An even number of members whose noise and activations fit in the chunk's budget."""
+def members_per_chunk(config: Config, budget: int = _CPU_CHUNK_BYTES) -> int:
+    """An even number of members whose noise and activations fit in `budget` bytes."""
     matrix = sum(
         sum(leaf.shape) * config.rank * max(leaf.layers, 1) for leaf in leaves(config) if leaf.kind == "matrix"
     )
     vector = sum(4 * leaf.shape[0] * max(leaf.layers, 1) for leaf in leaves(config) if leaf.kind == "vector")
     activations = 4 * 4 * (4 * config.n_embd + 2 * config.vocab_size)
     per_member = matrix + vector + activations
-    return max(2, min(_CHUNK_BYTES // per_member, 4096) // 2 * 2)
+    return max(2, min(budget // per_member, _MOST_MEMBERS) // 2 * 2)
+
+
+def _on_cpu() -> bool:
+    return mx.default_device() == mx.Device(mx.cpu)

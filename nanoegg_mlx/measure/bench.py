@@ -119,8 +119,8 @@ def measure(case: Case, epoch: Callable[[], float], config: Config, repeats: int
         largest). With the CPU engine also the medians of
         peak (int8 multiply-adds per second) and peak_share, else None.
     """
-    engine = make_engine(config).name
     epoch()
+    engine = make_engine(config).name  # of `auto` the one that the epoch before has found
     peaks = [_peak(engine, config.threads)]
     seconds, update_shares = [], []
     for _ in range(repeats):

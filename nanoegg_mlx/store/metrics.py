@@ -15,6 +15,15 @@ validation only, belongs to the initial parameters. Every line has
     validation, validation_exact              bits per byte: the reference's figure and the exact one, or null
     seconds, rss_mb                           training time up to here; resident memory in MiB
 
+with engine = "auto", the first epoch of a process in a run that is long enough to measure (engines/auto.py) has
+
+    engines                                   `chosen`; `cpu` and `mlx`, tokens a second of each engine; `cached`,
+                                              whether they were measured by an earlier run
+
+with both engines together, chosen or configured,
+
+    mlx_share                                 share of the members that MLX's device has scored
+
 with perturb = "activations" also
 
     moved.<leaf>, signal.<leaf>               share of entries that the update changed; mean of Z^2 / S, which is 1 for

@@ -18,7 +18,7 @@ from nanoegg_mlx.core import activations
 from nanoegg_mlx.core.activations import Moments
 from nanoegg_mlx.core.decorrelation import decorrelated
 from nanoegg_mlx.core.params import Params
-from nanoegg_mlx.engines import Engine, make_engine
+from nanoegg_mlx.engines import Engine, training_engine
 from nanoegg_mlx.ranks.exchange import Exchange, Gathered
 from nanoegg_mlx.ranks.partition import members_of
 from nanoegg_mlx.ranks.world import World
@@ -64,7 +64,7 @@ class Estimator:
         """Raises InputError if the engine is unavailable, or if there are more ranks than lanes."""
         self.config, self.lanes = config, lanes
         self.members = members_of(config, world)
-        self.engine: Engine = make_engine(config.replace(threads=world.threads(config.threads)))
+        self.engine: Engine = training_engine(config.replace(threads=world.threads(config.threads)))
         self.exchange = Exchange(config, world)
 
     def epoch(self, params: Params, states: np.ndarray, epoch: int, flag: Callable[[], int]) -> Estimate:
@@ -90,7 +90,13 @@ class Estimator:
         moved = self.exchange.update(self.engine, params, gathered.fitness, epoch)
         update_seconds = time.perf_counter() - scored_at - gathered.seconds
         return Estimate(
-            scores, new_states, gathered, moved, scored_at - started, update_seconds, figures={"sharded": sharded}
+            scores,
+            new_states,
+            gathered,
+            moved,
+            scored_at - started,
+            update_seconds,
+            figures={"sharded": sharded, "engine_figures": self.engine.figures()},
         )
 
     def _spans(self) -> Iterator[Span]:
@@ -126,7 +132,11 @@ class ActivationsEstimator(Estimator):
         moments = decorrelated(votes, self.config) if self.config.decorrelate else votes
         stepped = activations.step(params, moments, self.config, epoch)
         update_seconds = time.perf_counter() - scored_at - gathered.seconds
-        figures = {"signal": stepped.signal, "credit_rms": activations.credit_rms(votes, self.config)}
+        figures = {
+            "signal": stepped.signal,
+            "credit_rms": activations.credit_rms(votes, self.config),
+            "engine_figures": self.engine.figures(),
+        }
         return Estimate(
             scores, new_states, gathered, stepped.params, scored_at - started, update_seconds, figures=figures
         )

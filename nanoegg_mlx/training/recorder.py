@@ -154,6 +154,8 @@ class Recorder(NullRecorder):
             if self._config.sample_bytes:
                 line["sample"] = self._sample()
         self._metrics.append(line)
+        if "engines" in line and not line["engines"]["cached"]:
+            self._message("engine {chosen} (tokens/s: cpu {cpu:,.0f}, mlx {mlx:,.0f})".format(**line["engines"]))
         for observer in self._observers:
             try:
                 observer.record(line)

@@ -55,6 +55,8 @@ class EpochResult:
     """With perturb = "activations": mean of Z^2 / S by leaf, 1 for pure noise."""
     credit_rms: float | None = None
     """With perturb = "activations": of the tokens' credit, in sixteenths of a bit."""
+    engine_figures: dict[str, Any] = field(default_factory=dict)
+    """About the engine: its measurement in the first epoch with engine = "auto", MLX's share of the members."""
 
     @property
     def losses(self) -> np.ndarray:
@@ -104,6 +106,7 @@ class EpochResult:
             "update_seconds": self.update_seconds,
             "exchange_seconds": self.exchange_seconds,
             "sharded": self.sharded,
+            **self.engine_figures,
         }
         if self.signal:
             figures["credit_rms"] = self.credit_rms

@@ -15,22 +15,27 @@ using namespace nanoegg;
 
 namespace {
 
-// Runs f with the GIL released; f gets a Poll that takes it back to look for signals.
+// Runs f with the GIL released; f gets a Poll that takes it back to look for signals, and to call `check`.
 template <class F>
-void without_gil(F f) {
-  bool signalled = false;
+void without_gil(F f, const py::object& check = py::none()) {
+  std::unique_ptr<py::error_already_set> raised;
   {
     const py::gil_scoped_release release;
     try {
-      f([&signalled] {
+      f([&] {
         const py::gil_scoped_acquire acquire;
-        signalled = PyErr_CheckSignals() != 0;
-        return !signalled;
+        try {
+          if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+          if (!check.is_none()) check();
+        } catch (py::error_already_set& error) {
+          raised = std::make_unique<py::error_already_set>(error);
+        }
+        return !raised;
       });
     } catch (const Interrupted&) {
     }
   }
-  if (signalled) throw py::error_already_set();
+  if (raised) throw py::error_already_set(*raised);
 }
 
 template <class T>
@@ -41,7 +46,8 @@ py::array_t<T> zeros(const std::vector<py::ssize_t>& shape) {
 }
 
 py::tuple py_score(const Weights& weights, const py::object& in, const py::object& out, const py::object& old,
-                   const NoiseSpec* noise, uint64_t first_member, int threads, bool exact, int block) {
+                   const NoiseSpec* noise, uint64_t first_member, int threads, bool exact, int block,
+                   const py::object& check) {
   require(!out.is_none(), "targets is None; it must be an array.");
   require(block >= 0, "block is " + std::to_string(block) + "; it must not be negative.");
   Inputs given(weights.model().shape, in, out, old, noise, first_member);
@@ -50,7 +56,7 @@ py::tuple py_score(const Weights& weights, const py::object& in, const py::objec
   auto bits = zeros<double>({exact ? members : 0, (py::ssize_t)given.task.tokens});
   given.task.scores = scores.mutable_data();
   if (exact) given.task.bits = bits.mutable_data();
-  without_gil([&](const Poll& poll) { score(weights, given.task, threads, block, poll); });
+  without_gil([&](const Poll& poll) { score(weights, given.task, threads, block, poll); }, check);
   if (exact) return py::make_tuple(scores, given.states, bits);
   return py::make_tuple(scores, given.states);
 }
@@ -132,7 +138,7 @@ struct NudgeSums {
 
 py::tuple py_nudge(const Weights& weights, const py::object& in, const py::object& out, const py::object& old,
                    std::pair<uint32_t, uint32_t> key, uint64_t first_pair, int nudge_size, int head_nudge,
-                   int credit_decay, bool input_products, int threads, int block) {
+                   int credit_decay, bool input_products, int threads, int block, const py::object& check) {
   require_range("nudge", nudge_size, 1, 64);
   require_range("head_nudge", head_nudge, 0, 64);
   require_range("credit_decay", credit_decay, 0, 15);
@@ -145,7 +151,7 @@ py::tuple py_nudge(const Weights& weights, const py::object& in, const py::objec
   auto scores = zeros<int64_t>({given.states.shape(0)});
   task.scores = scores.mutable_data();
   const NudgeSums sums(shape, task, input_products);
-  without_gil([&](const Poll& poll) { nudge(weights, task, threads, block, poll); });
+  without_gil([&](const Poll& poll) { nudge(weights, task, threads, block, poll); }, check);
   return py::make_tuple(scores, given.states, sums.z, sums.s, sums.products);
 }
 
@@ -250,11 +256,13 @@ PYBIND11_MODULE(_native, m) {
   m.def(
       "score", py_score, py::arg("weights"), py::arg("inputs"), py::arg("targets"), py::arg("states"),
       py::arg("noise") = nullptr, py::arg("first_member") = 0, py::arg("threads") = 0, py::arg("exact") = false,
-      py::arg("block") = 0,
+      py::arg("block") = 0, py::arg("check") = py::none(),
       "Scores of members first_member, first_member + 1, ..., one per row of states.\n\n"
       "inputs, targets: (members, T) uint8.\n"
       "states: (members, L, D) int8, not changed. noise: None for unperturbed parameters (validation).\n"
       "threads: 0 for one per processor. block: most members that a core takes at once, 0 to choose.\n"
+      "check: None, or called every 50 ms; an exception that it raises ends the call, as Ctrl-C does in the main "
+      "thread.\n"
       "Returns scores (members,) int64, new states, and if exact is set each token's code length in bits, (members, T) "
       "float64.");
   m.def("logits", py_logits, py::arg("weights"), py::arg("inputs"), py::arg("states"), py::arg("noise") = nullptr,
@@ -270,12 +278,12 @@ PYBIND11_MODULE(_native, m) {
         "The lanes of these sizes from their streams; a damaged stream gives another text. Arguments as in encode().");
   m.def("nudge", py_nudge, py::arg("weights"), py::arg("inputs"), py::arg("targets"), py::arg("states"), py::arg("key"),
         py::arg("first_pair") = 0, py::arg("nudge") = 2, py::arg("head_nudge") = 0, py::arg("credit_decay") = 12,
-        py::arg("input_products") = false, py::arg("threads") = 0, py::arg("block") = 0,
+        py::arg("input_products") = false, py::arg("threads") = 0, py::arg("block") = 0, py::arg("check") = py::none(),
         "Scores of pairs first_pair, first_pair + 1, ... under nudged activations, and the sums of their votes "
         "(docs/activations.md).\n\n"
         "inputs, targets: (pairs, T) uint8. states: (2 pairs, L, D) int8, not changed.\n"
         "key: two words, of the epoch's coins. head_nudge: 0 where the head learns from its own error.\n"
-        "threads, block: as in score().\n"
+        "threads, block, check: as in score().\n"
         "Returns scores (2 pairs,) int64, new states, and dicts of int64 arrays: Z, S and C of "
         "core.activations.Moments;\n"
         "C is empty without input_products.");
