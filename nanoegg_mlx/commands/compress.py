@@ -59,7 +59,11 @@ def run(options: argparse.Namespace) -> int:
 
     targets = output_names(options, lambda name: name + SUFFIX)
     twice = options.verify or options.rm
-    work(options.files, targets, compress, lambda name: (text_size(name, compressed=False) or 0) * (1 + twice) or None)
+
+    def total(name: str) -> int | None:
+        return (text_size(name, compressed=False) or 0) * (1 + twice) or None
+
+    work(options.files, targets, compress, total, _sizes)
     return 0
 
 
@@ -85,25 +89,28 @@ def work(
     targets: Sequence[str],
     code: Callable[[str, str, Progress], Done],
     total: Callable[[str], int | None],
+    sizes: Callable[[Done], str],
 ) -> None:
-    """Codes file after file, with a bar of `total` bytes of text, and prints a line for each."""
+    """Codes file after file, with a bar of `total` bytes of text, and prints a line with the `sizes` of each."""
     # An exception, so that no temporary file stays, as after Ctrl-C.
     handler = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         for source, target in zip(files, targets, strict=True):
             with tqdm(total=total(source), unit="B", unit_scale=True, leave=False, disable=None, desc=source) as bar:
                 done = code(source, target, bar.update)
-            print(line(done), file=sys.stderr if target == STREAM else sys.stdout)
+            print(_line(done, sizes(done)), file=sys.stderr if target == STREAM else sys.stdout)
     finally:
         signal.signal(signal.SIGTERM, handler)
 
 
-def line(done: Done) -> str:
-    """Formats the sizes and the speed of a file."""
+def _line(done: Done, sizes: str) -> str:
     name = "".join(c if c.isprintable() else repr(c)[1:-1] for c in done.source)
+    return f"{name}: {sizes}, {done.text / 1e6 / max(done.seconds, 1e-9):.1f} MB/s"
+
+
+def _sizes(done: Done) -> str:
     share = ""
     if done.text:
         ratio = done.compressed / done.text
         share = f" ({ratio:.2%}".replace("%", " %") + f", {8 * ratio:.2f} bits per byte)"
-    speed = done.text / 1e6 / max(done.seconds, 1e-9)
-    return f"{name}: {done.text:,} -> {done.compressed:,} bytes{share}, {speed:.1f} MB/s"
+    return f"{done.text:,} -> {done.compressed:,} bytes{share}"

@@ -39,8 +39,13 @@ def run(options: argparse.Namespace) -> int:
             source, target, opened.params, config, remove=options.rm, force=options.force, progress=progress
         )
 
-    work(options.files, output_names(options, _without_suffix), decompress, partial(text_size, compressed=True))
+    total = partial(text_size, compressed=True)
+    work(options.files, output_names(options, _without_suffix), decompress, total, _sizes)
     return 0
+
+
+def _sizes(done: Done) -> str:
+    return f"{done.compressed:,} -> {done.text:,} bytes"
 
 
 def _without_suffix(name: str) -> str:

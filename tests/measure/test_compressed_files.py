@@ -62,6 +62,7 @@ def test_there_and_back(model: str, folder: Path, capsys: pytest.CaptureFixture[
     assert out.endswith(" MB/s\n") and names(folder) == ["a.txt", "a.txt.egg"]
     (folder / "a.txt").unlink()
     assert main(["decompress", "a.txt.egg", "--model", model, "--rm"]) == 0
+    assert capsys.readouterr().out.startswith(f"a.txt.egg: {len(packed):,} -> 2,500 bytes, ")
     assert names(folder) == ["a.txt"] and (folder / "a.txt").read_bytes() == TEXT
     status = os.stat("a.txt")
     assert stat.S_IMODE(status.st_mode) == 0o640 and status.st_mtime_ns == 2_000_000_009
