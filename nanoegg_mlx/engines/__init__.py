@@ -13,6 +13,7 @@ from nanoegg_mlx.config import Config
 from nanoegg_mlx.core.activations import Nudged
 from nanoegg_mlx.core.params import Params
 from nanoegg_mlx.core.score import Scored
+from nanoegg_mlx.engines.machine import mlx_on_cpu
 from nanoegg_mlx.engines.mlx import MLXEngine
 from nanoegg_mlx.errors import InputError
 
@@ -134,7 +135,7 @@ def make_engine(config: Config) -> Engine:
         raise InputError(f"engine is {name!r}, which is unavailable: {problem}")
     from nanoegg_mlx.engines.both import BothEngine
     from nanoegg_mlx.engines.cpu import CPUEngine, instruction_sets
-    from nanoegg_mlx.engines.speeds import mlx_on_cpu, recall
+    from nanoegg_mlx.engines.speeds import recall
 
     instruction_sets()
     if name == "auto":
@@ -171,7 +172,7 @@ def native_problem() -> str | None:
 def missed_speed(config: Config) -> str | None:
     """A warning for `auto` on MLX's CPU back end, if the CPU engine is unavailable; else None."""
     problem = native_problem()
-    if config.engine != "auto" or problem is None or mx.default_device() != mx.Device(mx.cpu):
+    if config.engine != "auto" or problem is None or not mlx_on_cpu():
         return None
     return f"The CPU engine would be tens of times faster here, but {problem}"
 

@@ -19,8 +19,9 @@ from nanoegg_mlx.core.params import Params, matrix_entries
 from nanoegg_mlx.core.score import Scored
 from nanoegg_mlx.engines import Engine, make_engine
 from nanoegg_mlx.engines.cpu import CPUEngine
+from nanoegg_mlx.engines.machine import mlx_on_cpu
 from nanoegg_mlx.engines.mlx import MLXEngine
-from nanoegg_mlx.engines.speeds import Speeds, mlx_on_cpu, recall, remember
+from nanoegg_mlx.engines.speeds import Speeds, recall, remember
 from nanoegg_mlx.engines.work import NudgeWork, ScoreWork, Work
 
 R = TypeVar("R")
@@ -146,7 +147,8 @@ def measure(work: Work[R], cpu: CPUEngine, mlx: MLXEngine) -> Measured[R]:
     if width and seconds <= _MOST_SECONDS and mlx_speed >= _HOPELESS * cpu_speed:
         mlx_speed = width * work.tokens / scored(mlx, done, done + width)
         done += width
-    return Measured(Speeds(cpu_speed, mlx_speed), results, done)
+    # Rounded here, once: metrics, messages and the cache then have the same figure.
+    return Measured(Speeds(cpu_speed, max(round(mlx_speed, 1), 0.1)), results, done)
 
 
 def _predicted(part: Work[R], mlx: MLXEngine) -> float:

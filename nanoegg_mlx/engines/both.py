@@ -20,8 +20,9 @@ from nanoegg_mlx.core.activations import Nudged
 from nanoegg_mlx.core.params import Params
 from nanoegg_mlx.core.score import Scored
 from nanoegg_mlx.engines.cpu import CPUEngine, instruction_sets
+from nanoegg_mlx.engines.machine import mlx_on_cpu
 from nanoegg_mlx.engines.mlx import MLXEngine
-from nanoegg_mlx.engines.speeds import mlx_on_cpu, recall, shape_of
+from nanoegg_mlx.engines.speeds import recall, shape_of
 from nanoegg_mlx.engines.work import NudgeWork, ScoreWork, Work
 
 R = TypeVar("R")

@@ -26,6 +26,11 @@ def machine() -> dict[str, str]:
     }
 
 
+def mlx_on_cpu() -> bool:
+    """Whether MLX's default device is the CPU."""
+    return mx.default_device() == mx.Device(mx.cpu)
+
+
 def _processor() -> str:
     """The processor's model if the system reports it, else its architecture."""
     try:

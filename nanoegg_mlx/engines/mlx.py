@@ -20,6 +20,7 @@ from nanoegg_mlx.core.params import Params, leaves, matrix_entries
 from nanoegg_mlx.core.range_coder import Decoder, Encoder, cumulative
 from nanoegg_mlx.core.score import Scored, code_lengths, resident_weights, score_tokens
 from nanoegg_mlx.core.update import add_votes, step, vote_dtype
+from nanoegg_mlx.engines.machine import mlx_on_cpu
 
 _CPU_CHUNK_BYTES = 96 << 20
 """Budget of a chunk's noise and activations; the peak is a few times this while noise is generated."""
@@ -40,7 +41,7 @@ class MLXEngine:
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        budget = chunk_bytes({} if _on_cpu() else mx.device_info(mx.default_device()))
+        budget = chunk_bytes({} if mlx_on_cpu() else mx.device_info(mx.default_device()))
         self.chunk = config.chunk + config.chunk % 2 or members_per_chunk(config, budget)
         self.pairs = max(config.chunk // 2, 1) if config.chunk else pairs_per_chunk(config, budget)
         self._pair_noise = mx.compile(mx.vmap(partial(pair_noise, config), in_axes=(None, 0)))
@@ -184,7 +185,7 @@ class MLXEngine:
         return {}
 
     def _window(self, members: int) -> int:
-        if not _on_cpu():
+        if not mlx_on_cpu():
             return _WINDOW
         return max(1, min(_WINDOW, _CPU_PRODUCTS // (members * matrix_entries(self.config))))
 
@@ -233,7 +234,3 @@ def members_per_chunk(config: Config, budget: int = _CPU_CHUNK_BYTES) -> int:
     activations = 4 * 4 * (4 * config.n_embd + 2 * config.vocab_size)
     per_member = matrix + vector + activations
     return max(2, min(budget // per_member, _MOST_MEMBERS) // 2 * 2)
-
-
-def _on_cpu() -> bool:
-    return mx.default_device() == mx.Device(mx.cpu)

@@ -22,7 +22,7 @@ from typing import Any
 import mlx.core as mx
 
 from nanoegg_mlx.config import Config
-from nanoegg_mlx.engines.machine import machine
+from nanoegg_mlx.engines.machine import machine, mlx_on_cpu
 
 WORTH_SHARING = 0.1
 """Least share of the slower engine in the sum of both speeds at which both together are used."""
@@ -46,11 +46,6 @@ class Speeds:
         if not mlx_on_cpu() and min(self.cpu, self.mlx) >= WORTH_SHARING * (self.cpu + self.mlx):
             return "both"
         return "cpu" if self.cpu >= self.mlx else "mlx"
-
-
-def mlx_on_cpu() -> bool:
-    """Whether MLX's default device is the CPU."""
-    return mx.default_device() == mx.Device(mx.cpu)
 
 
 def recall(config: Config) -> Speeds | None:

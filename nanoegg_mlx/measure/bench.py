@@ -97,11 +97,16 @@ def multiply_adds(n_layer: int, n_embd: int, vocab_size: int = 256) -> int:
     return n_layer * 12 * n_embd**2 + vocab_size * n_embd
 
 
-def products(case: Case) -> float:
-    """Returns the int8 multiply-adds of an epoch that depend on the model: with nudged activations 1.5 times those of
-    the forward pass, since the votes are one product of the same size for each pair."""
-    forward = case.population * case.tokens * multiply_adds(case.n_layer, case.n_embd)
-    return forward * (1.5 if case.perturb == "activations" else 1.0)
+def work_of_token(config: Config) -> int:
+    """Returns the int8 multiply-adds for one token of one member: with nudged activations 1.5 times those of the
+    forward pass, since the votes are one product of the same size for each pair."""
+    forward = multiply_adds(config.n_layer, config.n_embd, config.vocab_size)
+    return forward * 3 // 2 if config.perturb == "activations" else forward
+
+
+def products(case: Case) -> int:
+    """Returns the int8 multiply-adds of an epoch that depend on the model."""
+    return case.population * case.tokens * work_of_token(case.config("auto", 0))
 
 
 def measure(case: Case, epoch: Callable[[], float], config: Config, repeats: int) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from typing import Any
 
 from nanoegg_mlx.config import Config, fields_marked
 from nanoegg_mlx.errors import InputError, check_settings
-from nanoegg_mlx.measure.bench import multiply_adds
+from nanoegg_mlx.measure.bench import work_of_token
 from nanoegg_mlx.store.tokens import Lanes, load_tokens
 from nanoegg_mlx.sweeps.ranges import Range, Value, read_range
 from nanoegg_mlx.training.caches import Caches
@@ -148,12 +148,6 @@ class Spec:
             "validations": self.validations,
             **{f"the content of the {name} cache": about["sha256"] for name, about in self.data.items()},
         }
-
-
-def work_of_token(config: Config) -> int:
-    """int8 multiply-adds for one token of one member; with nudged activations 1.5 times those of the forward pass."""
-    forward = multiply_adds(config.n_layer, config.n_embd, config.vocab_size)
-    return forward * 3 // 2 if config.perturb == "activations" else forward
 
 
 def read_spec(path: str | Path) -> Spec:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nanoegg_mlx import Config, Trainer
+from nanoegg_mlx import Config, Trainer, engines
 from nanoegg_mlx.cli import main
 from nanoegg_mlx.engines import make_engine, mlx, training_engine
 from nanoegg_mlx.store.metrics import read_metrics
@@ -94,7 +94,7 @@ def test_the_choice_on_a_cpu(measured: Speeds, name: str) -> None:
 
 
 def test_the_choice_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (speeds, both):
+    for module in (engines, speeds, both):
         monkeypatch.setattr(module, "mlx_on_cpu", lambda: False)
     assert make_engine(CONFIG).name == "mlx"  # nothing was measured
     cases = [(1000, 10), (1000, 100), (1000, 120), (1000, 1000), (120, 1000), (100, 1000), (10, 1000)]
@@ -232,7 +232,7 @@ def test_chunks_follow_the_memory_of_a_gpu() -> None:
 
 
 def test_a_gpus_chunks_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mlx, "_on_cpu", lambda: False)
+    monkeypatch.setattr(mlx, "mlx_on_cpu", lambda: False)
     monkeypatch.setattr(mlx.mx, "device_info", lambda device: METAL)
     engine, budget = mlx.MLXEngine(Config()), mlx.chunk_bytes(METAL)
     assert engine.chunk == mlx.members_per_chunk(Config(), budget) > mlx.members_per_chunk(Config())
