@@ -1,12 +1,13 @@
 """Learning curves: bits per byte of the validation set against text read and against processor time.
 
     python benchmarks/learning.py --text 10e6 --seeds 3 --methods weights,error,perturb,mingru -o curves.json
+    python benchmarks/learning.py --text 10e6 --methods decorrelated --pairs 16 -o pairs.json
     python benchmarks/learning.py --draw curves.json --picture docs/learning     # learning-light.svg, learning-dark.svg
 
 The methods: perturbed weights; nudged activations with head_rule error (also with decorrelated inputs) and perturb; and
 in floats by backpropagation the same minGRU (mingru) and a transformer, by Adam or SGD. All read the same batches of
---train (the quickstart's corpus by default), with one update for each: a lane of text has one pair of members, or one
-row of a float batch, so the members of an evolution strategy read each byte twice. Time is that of the processor, all
+--train (the quickstart's corpus by default), with one update for each: a lane of text has --pairs pairs of members, or
+one row of a float batch, so 2 x pairs members of an evolution strategy read each byte. Time is that of the processor, all
 threads together: it hardly depends on what else the machine does. MLX's floats on a Linux CPU use the reference BLAS;
 with LD_PRELOAD=libopenblas.so.0 (Debian: libopenblas0-pthread) they are several times as fast.
 """
@@ -47,6 +48,7 @@ METHODS = {
     "transformer-adam": "transformer, backpropagation and Adam",
     "transformer-sgd": "transformer, backpropagation and SGD",
 }
+"""In floats, a lane of text is a row of the batch; else it has pairs of members, with `--pairs N` N of them."""
 POINTS = 14
 RATES = {"mingru": 0.03, "transformer-adam": 1e-3, "transformer-sgd": 0.1}
 """Learning rates, the best of some at 2 million bytes (docs/learning.md)."""
@@ -87,6 +89,12 @@ def _backpropagation(method: str, config: Config, rate: float) -> tuple[Callable
     )
 
 
+def title(method: str) -> str:
+    """A curve's name in tables and pictures: METHODS, and the pairs of each lane if they are several."""
+    name, _, pairs = method.partition(" x")
+    return METHODS[name] + (f", {pairs} pairs a lane" if pairs else "")
+
+
 def _stops(epochs: int) -> list[int]:
     return sorted({round(stop) for stop in np.geomspace(max(epochs / 100, 1), epochs, POINTS)})
 
@@ -97,21 +105,23 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     base = Config(
         n_layer=options.layers,
         n_embd=options.width,
-        population=options.population,
+        population=2 * options.pairs * options.lanes,
+        group_size=2 * options.pairs,
         tokens_per_update=tokens_per_update,
-        num_epochs=max(round(options.text / (options.population // 2 * tokens_per_update)), 1),
+        num_epochs=max(round(options.text / (options.lanes * tokens_per_update)), 1),
         train=options.train,
         valid=options.valid,
     )
     curves: dict[str, list[list[Point]]] = {}
     for method in options.methods.split(","):
-        curves[method] = []
+        name = method if options.pairs == 1 else f"{method} x{options.pairs}"
+        curves[name] = []
         for seed in range(options.seeds):
             points = []
             for point in curve(method, base.replace(seed=seed), options.share, options.rate):
                 points.append(point)
-                print(f"{method:<18} seed {seed} {point[0]:>12,} bytes {point[1]:>8.1f} s {point[2]:7.4f}", flush=True)
-            curves[method].append(points)
+                print(f"{name:<18} seed {seed} {point[0]:>12,} bytes {point[1]:>8.1f} s {point[2]:7.4f}", flush=True)
+            curves[name].append(points)
     valid = load_tokens(options.valid)
     return {
         "command": " ".join(["python benchmarks/learning.py", *sys.argv[1:]]),
@@ -132,7 +142,7 @@ def table(measured: dict[str, Any]) -> str:
         spread = f" ± {statistics.stdev(bits):.3f}" if len(bits) > 1 else ""
         seconds = statistics.median(end[1] for end in ends)
         lines.append(
-            f"| {METHODS[method]} | {ends[0][0] / 1e6:.1f} M | {seconds:.0f} | {statistics.mean(bits):.3f}{spread} | "
+            f"| {title(method)} | {ends[0][0] / 1e6:.1f} M | {seconds:.0f} | {statistics.mean(bits):.3f}{spread} | "
             f"{len(bits)} |"
         )
     return "\n".join(lines)
@@ -157,7 +167,7 @@ def draw(measured: dict[str, Any], picture: str) -> None:
                     points = np.array(seeds)
                     x, bits = np.median(points[:, :, place], axis=0), points[:, :, 2]
                     axes.fill_between(x, bits.min(axis=0), bits.max(axis=0), color=colour, alpha=0.25, linewidth=0)
-                    axes.plot(x, bits.mean(axis=0), color=colour, label=METHODS[method], marker="o", markersize=3)
+                    axes.plot(x, bits.mean(axis=0), color=colour, label=title(method), marker="o", markersize=3)
                 for name in ("bigram", "gzip"):
                     axes.axhline(measured[name], color=ink, alpha=0.6, linewidth=1, linestyle=(0, (4, 3)))
                     axes.annotate(name, (1, measured[name]), (-4, 3), ("axes fraction", "data"), "offset points",
@@ -179,7 +189,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="(default: 3)")
     parser.add_argument("--layers", type=int, default=1, help="(default: 1)")
     parser.add_argument("--width", type=int, default=64, help="(default: 64)")
-    parser.add_argument("--population", type=int, default=1024, help="(default: 1024)")
+    parser.add_argument("--lanes", type=int, default=512, help="of text (default: 512)")
+    parser.add_argument("--pairs", type=int, default=1, help="of members that read each lane (default: 1)")
     parser.add_argument("--train", default="data/python-stdlib_train.npy", help="training cache")
     parser.add_argument("--valid", default="data/python-stdlib_valid.npy", help="validation cache")
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="JSON file for the curves")

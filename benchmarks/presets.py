@@ -89,7 +89,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=0, help="instead of a time")
     parser.add_argument("--seeds", type=int, default=1, help="seeds 0, 1, ... of each row (default: 1)")
     parser.add_argument("fields", nargs="*", metavar="NAME=VALUE,...", help="fields of the config, or share")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     base = Config.from_toml(options.config)
     titles: list[str] = []
     for changes in combinations(options.fields):

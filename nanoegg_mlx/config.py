@@ -70,6 +70,7 @@ class Config:
     n_layer: int = _field("model", 6, "number of layers", low=1, high=1024)
     n_embd: int = _field("model", 256, "width of the residual stream and of a state", low=1, high=16384)
     vocab_size: int = _field("model", 256, "number of byte values in the vocabulary", low=1, high=256)
+    zero_head: bool = _field("model", False, "start with an output layer of zeros, which predicts all bytes alike")
 
     seed: int = _field("evolution", 0, "seed of initial weights and perturbations", low=0, high=2**64 - 1)
     population: int = _field(

@@ -95,6 +95,8 @@ def init_params(c: Any) -> Params:
             layers = c.n_layer if name.startswith("blocks.") else 1
             value = np.full((layers, *shape), 16 if name.endswith("weight") else 0)
         params[name] = (value if name.startswith("blocks.") else value[0]).astype(np.int8)
+    if c.zero_head:
+        params["head"][:] = 0
     return params
 
 

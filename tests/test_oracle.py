@@ -57,6 +57,7 @@ CASES: dict[str, dict[str, Any]] = {
     "all of the byte values": {"vocab_size": 256, "sigma_shift": 4},
     "one byte value": {"vocab_size": 1},
     "one token an epoch": {"tokens_per_update": 1},
+    "a head of zeros": {"zero_head": True},
 }
 
 

@@ -83,6 +83,8 @@ def leaf_keys(config: Config) -> dict[str, mx.array]:
 def init_params(config: Config) -> Params:
     """Initial parameters of `config.seed`: matrices are integer normals, norm weights 1.0 in Q4, biases 0.
 
+    With `config.zero_head` the head is 0, which is no option of the reference.
+
     Returns:
         Leaf name -> int8 array of its stacked shape, in leaf order, evaluated.
     """
@@ -101,7 +103,7 @@ def init_params(config: Config) -> Params:
     }
     params = {}
     for leaf in leaves(config):
-        if leaf.kind == "matrix":
+        if leaf.kind == "matrix" and not (leaf.name == "head" and config.zero_head):
             size = leaf.shape[0] * leaf.shape[1]
             draws = mx.arange(size, dtype=mx.uint32)
             value = int_normals(matrix_keys[leaf.name][..., None, :], draws, "round")
