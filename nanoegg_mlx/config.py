@@ -21,6 +21,8 @@ import tomli_w
 from nanoegg_mlx.errors import InputError
 
 TABLES = ("model", "evolution", "data", "run")
+MOST_COMPARED = 128
+"""Members of a lane that are compared with its first one: of so many the sum of credits fits two digits of int8."""
 ENGINES = ("auto", "cpu", "mlx", "both")
 
 
@@ -142,6 +144,13 @@ class Config:
         "let matrices learn as if their inputs were uncorrelated (docs/decorrelation.md)",
         only_with="activations",
     )
+    antithetic: bool = _field(
+        "evolution",
+        True,
+        "nudge the members of a pair in opposite directions (false: compare a lane's members with its first, which has "
+        "no nudges; docs/lane-baseline.md)",
+        only_with="activations",
+    )
 
     tokens_per_update: int = _field("data", 100, "bytes that each member reads in an epoch", low=1)
     train: str = _field(
@@ -235,6 +244,10 @@ class Config:
                     f"{field.name} is {value!r}; it must be {field.default!r} with perturb = {self.perturb!r}, since "
                     f"it belongs to perturb = {needed!r}."
                 )
+        if not self.antithetic and self.group > MOST_COMPARED:
+            raise InputError(
+                f"group_size is {self.group_size}; it must be at most {MOST_COMPARED} with antithetic = false."
+            )
         if not self.name or Path(self.name).name != self.name or self.name in {".", ".."}:
             raise InputError(f"name is {self.name!r}; it must be a folder's name without slashes.")
 
@@ -252,6 +265,16 @@ class Config:
     def lanes(self) -> int:
         """S = N // G, the number of lanes of text (spec section 6)."""
         return self.population // self.group
+
+    @property
+    def cohort(self) -> int:
+        """Consecutive members whose scores are compared: a pair, or without `antithetic` the members of a lane."""
+        return 2 if self.antithetic else self.group
+
+    @property
+    def samples(self) -> int:
+        """Score differences of a cohort at a token: a pair's one, or one for each member but the first of a lane."""
+        return 1 if self.antithetic else self.group - 1
 
     @property
     def shift(self) -> int:
