@@ -143,7 +143,8 @@ class Balance:
         self._idle_seconds = 0.0
 
     def mlx_members(self, members: int, tokens: int, grain: int = 2) -> int:
-        """MLX's part of a call of `members` members, each of which reads `tokens` tokens: a multiple of `grain`, or all."""
+        """MLX's part of a call of `members` members, each of which reads `tokens` tokens: all, or a multiple of
+        `grain`."""
         least = max(members // (grain * _SHARES) * grain, grain)
         if members < 2 * least:
             return members if self.mlx_speed > self.cpu_speed else 0
