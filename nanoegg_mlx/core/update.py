@@ -150,7 +150,7 @@ def add_votes(
     if reads is not None:
         emb = noise["emb"]
         assert isinstance(emb, LowRank)
-        noise = {**noise, "emb": LowRank(emb.A * reads[:, :, None], emb.B)}
+        noise = {**noise, "emb": LowRank(emb.A * reads[:, None, :], emb.B)}
     more = {name: votes(E, fitness, config.use_clt, dtype) for name, E in noise.items()}
     return {name: Z[name] + more[name] if Z else more[name] for name in more}
 
