@@ -8,6 +8,7 @@ options are generated from them. Defaults are the reference's (spec section 9).
 from __future__ import annotations
 
 import dataclasses
+import os
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -262,13 +263,14 @@ class Config:
         except (ValueError, RecursionError) as error:
             raise InputError(f"The config {path} is not valid TOML: {error}.") from error
         config = cls.from_document(document, f"The config {path}", **overrides)
+        # Unlike Path.exists, os.path.exists takes names that are too long for a file.
         beside = {
             name: str(Path(path).parent / getattr(config, name))
             for name in ("train", "valid")
-            if name not in overrides and not Path(getattr(config, name)).exists()
+            if name not in overrides and not os.path.exists(Path(getattr(config, name)))
         }
         # A relative path is one from the working folder, or else one from the config's.
-        return config.replace(**{name: found for name, found in beside.items() if Path(found).exists()})
+        return config.replace(**{name: found for name, found in beside.items() if os.path.exists(found)})
 
     @classmethod
     def from_document(cls, document: dict[str, Any], where: str, **overrides: Any) -> Config:
