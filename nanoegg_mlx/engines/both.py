@@ -74,11 +74,13 @@ class BothEngine:
     ) -> Nudged:
         return self._run(NudgeWork(params, members, epoch, inputs, targets, states))
 
-    def update(self, params: Params, fitness: np.ndarray, epoch: int) -> Params:
-        return self._faster().update(params, fitness, epoch)
+    def update(self, params: Params, fitness: np.ndarray, epoch: int, reads: np.ndarray | None = None) -> Params:
+        return self._faster().update(params, fitness, epoch, reads)
 
-    def votes(self, params: Params, fitness: np.ndarray, pairs: range, epoch: int) -> dict[str, mx.array]:
-        return self._faster().votes(params, fitness, pairs, epoch)
+    def votes(
+        self, params: Params, fitness: np.ndarray, pairs: range, epoch: int, reads: np.ndarray | None = None
+    ) -> dict[str, mx.array]:
+        return self._faster().votes(params, fitness, pairs, epoch, reads)
 
     def figures(self) -> dict[str, Any]:
         return {} if self._share is None else {"mlx_share": self._share}

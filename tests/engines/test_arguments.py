@@ -24,17 +24,19 @@ NOISE = epoch_noise(CONFIG, 0).native()
 TOKENS = rng.integers(0, 11, (3, 5)).astype(np.uint8)
 STATES = numbers(rng, 3, 2, 6)
 FITNESS = np.array([1, -1, 0], np.int8)
+READS = rng.integers(0, 2, (3, 11)) == 0
 BASES = [np.arange(2 if leaf < 10 else 1, dtype=np.uint32) for leaf in range(13)]
 LEAVES = list(PARAMS)
 
 
 NUDGED = {"inputs": TOKENS, "targets": TOKENS, "states": numbers(rng, 6, 2, 6), "key": (1, 2)}
+SPARSE = {"reads": READS, "embedding_bounds": np.arange(11)}
 CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "score": (native.score, {"weights": WEIGHTS, "inputs": TOKENS, "targets": TOKENS, "states": STATES}),
     "logits": (native.logits, {"weights": WEIGHTS, "inputs": TOKENS, "states": STATES}),
     "nudge": (native.nudge, {"weights": WEIGHTS, **NUDGED}),
-    "update": (native.update, {"params": PARAMS, "noise": NOISE, "fitness": FITNESS, "bound": 3}),
-    "votes": (native.votes, {"params": PARAMS, "noise": NOISE, "fitness": FITNESS}),
+    "update": (native.update, {"params": PARAMS, "noise": NOISE, "fitness": FITNESS, "bound": 3, **SPARSE}),
+    "votes": (native.votes, {"params": PARAMS, "noise": NOISE, "fitness": FITNESS, "reads": READS}),
 }
 FREE = {
     ("logits", "inputs", 1),
@@ -199,6 +201,9 @@ def test_bytes_outside_the_vocabulary(call: str) -> None:
         ("update", "threads", 5000, ValueError, "threads is .*; it must be 0 to 4096"),
         ("update", "isa", "sse9", ValueError, "sse9"),
         ("update", "isa", "naive", ValueError, "naive"),
+        ("update", "reads", READS[:2], ValueError, "reads has 2 lanes; it must have a divisor of the 3 pairs"),
+        ("update", "reads", READS[:0], ValueError, "reads has 0 lanes; it must have a divisor of the 3 pairs"),
+        ("votes", "reads", READS[:2], ValueError, "reads has 2 lanes"),
         ("votes", "noise", None, TypeError, ""),
         ("votes", "isa", "sse9", ValueError, "sse9"),
     ],
