@@ -1,15 +1,15 @@
 """Learning curves: bits per byte of the validation set against text read and against processor time.
 
     python benchmarks/learning.py --text 10e6 --seeds 3 --methods weights,error,perturb,mingru -o curves.json
-    python benchmarks/learning.py --text 10e6 --methods decorrelated --pairs 16 -o pairs.json
+    python benchmarks/learning.py --text 10e6 --methods lane --members 32 -o lane.json
     python benchmarks/learning.py --draw curves.json --picture docs/learning     # learning-light.svg, learning-dark.svg
 
-The methods: perturbed weights; nudged activations with head_rule error (also with decorrelated inputs) and perturb; and
-in floats by backpropagation the same minGRU (mingru) and a transformer, by Adam or SGD. All read the same batches of
---train (the quickstart's corpus by default), with one update for each: a lane of text has --pairs pairs of members, or
-one row of a float batch, so 2 x pairs members of an evolution strategy read each byte. Time is that of the processor,
-all threads together: it hardly depends on what else the machine does. MLX's floats on a Linux CPU use the reference
-BLAS; with LD_PRELOAD=libopenblas.so.0 (Debian: libopenblas0-pthread) they are several times as fast.
+The methods: perturbed weights; nudged activations with head_rule error (also with decorrelated inputs, and with these
+and a baseline for each lane) and perturb; and in floats by backpropagation the same minGRU (mingru) and a transformer, by
+Adam or SGD. All read the same batches of --train (the quickstart's corpus by default), with one update for each: a lane
+of text has --members members, or one row of a float batch, so an evolution strategy reads each byte as often. Time is
+that of the processor, all threads together: it hardly depends on what else the machine does. MLX's floats on a Linux CPU
+use the reference BLAS; with LD_PRELOAD=libopenblas.so.0 (Debian: libopenblas0-pthread) they are several times as fast.
 """
 
 from __future__ import annotations
@@ -43,12 +43,13 @@ METHODS = {
     "weights": "perturbed weights",
     "error": "nudged activations, head by its error",
     "decorrelated": "nudged activations, decorrelated inputs",
+    "lane": "nudged activations, decorrelated inputs, a baseline for each lane",
     "perturb": "nudged activations, head nudged too",
     "mingru": "the same network in floats, backpropagation and Adam",
     "transformer-adam": "transformer, backpropagation and Adam",
     "transformer-sgd": "transformer, backpropagation and SGD",
 }
-"""In floats, a lane of text is a row of the batch; else it has pairs of members, with `--pairs N` N of them."""
+EVOLUTION = ("weights", "error", "decorrelated", "lane", "perturb")
 POINTS = 14
 RATES = {"mingru": 0.03, "transformer-adam": 1e-3, "transformer-sgd": 0.1}
 """Learning rates, the best of some at 2 million bytes (docs/learning.md)."""
@@ -56,7 +57,7 @@ RATES = {"mingru": 0.03, "transformer-adam": 1e-3, "transformer-sgd": 0.1}
 
 def curve(method: str, config: Config, share: float, rate: float) -> Iterator[Point]:
     """Trains one method for the config's epochs, and validates it at points of equal ratios."""
-    if method in ("weights", "error", "decorrelated", "perturb"):
+    if method in EVOLUTION:
         step, evaluate = _evolution(method, config, share)
     else:
         step, evaluate = _backpropagation(method, config, rate or RATES[method])
@@ -71,8 +72,9 @@ def curve(method: str, config: Config, share: float, rate: float) -> Iterator[Po
 
 
 def _evolution(method: str, base: Config, share: float) -> tuple[Callable[[int], object], Callable[[], float]]:
-    nudged = {"perturb": "activations", "head_rule": "perturb" if method == "perturb" else "error"}
-    own = {"sigma_shift": 3} if method == "weights" else {**nudged, "decorrelate": method == "decorrelated"}
+    nudged: dict[str, Any] = {"perturb": "activations", "head_rule": "perturb" if method == "perturb" else "error"}
+    nudged |= {"decorrelate": method in ("decorrelated", "lane"), "antithetic": method != "lane"}
+    own = {"sigma_shift": 3} if method == "weights" else nudged
     config = scheduled(base.replace(**own), base.num_epochs, share)
     trainer, valid = Trainer(config, load_tokens(config.train)), load_tokens(config.valid)
     return lambda epoch: trainer.step(), lambda: validate(trainer.params, valid, config)[1]
@@ -90,9 +92,9 @@ def _backpropagation(method: str, config: Config, rate: float) -> tuple[Callable
 
 
 def title(method: str) -> str:
-    """A curve's name in tables and pictures: METHODS, and the pairs of each lane if they are several."""
-    name, _, pairs = method.partition(" x")
-    return METHODS[name] + (f", {pairs} pairs a lane" if pairs else "")
+    """A curve's name in tables and pictures: METHODS, and the members of each lane if they are not two."""
+    name, _, members = method.partition(" x")
+    return METHODS[name] + (f", {members} members" if members else "")
 
 
 def _stops(epochs: int) -> list[int]:
@@ -105,8 +107,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     base = Config(
         n_layer=options.layers,
         n_embd=options.width,
-        population=2 * options.pairs * options.lanes,
-        group_size=2 * options.pairs,
+        population=options.members * options.lanes,
+        group_size=options.members,
         tokens_per_update=tokens_per_update,
         num_epochs=max(round(options.text / (options.lanes * tokens_per_update)), 1),
         train=options.train,
@@ -114,7 +116,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     )
     curves: dict[str, list[list[Point]]] = {}
     for method in options.methods.split(","):
-        name = method if options.pairs == 1 else f"{method} x{options.pairs}"
+        name = f"{method} x{options.members}" if method in EVOLUTION and options.members != 2 else method
         curves[name] = []
         for seed in range(options.seeds):
             points = []
@@ -190,7 +192,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=1, help="(default: 1)")
     parser.add_argument("--width", type=int, default=64, help="(default: 64)")
     parser.add_argument("--lanes", type=int, default=512, help="of text (default: 512)")
-    parser.add_argument("--pairs", type=int, default=1, help="of members that read each lane (default: 1)")
+    parser.add_argument("--members", type=int, default=2, help="of an evolution strategy for each lane (default: 2)")
     parser.add_argument("--train", default="data/python-stdlib_train.npy", help="training cache")
     parser.add_argument("--valid", default="data/python-stdlib_valid.npy", help="validation cache")
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="JSON file for the curves")
