@@ -5,11 +5,12 @@
     python benchmarks/learning.py --draw curves.json --picture docs/learning     # learning-light.svg, learning-dark.svg
 
 The methods: perturbed weights; nudged activations with head_rule error (also with decorrelated inputs, and with these
-and a baseline for each lane) and perturb; and in floats by backpropagation the same minGRU (mingru) and a transformer, by
-Adam or SGD. All read the same batches of --train (the quickstart's corpus by default), with one update for each: a lane
-of text has --members members, or one row of a float batch, so an evolution strategy reads each byte as often. Time is
-that of the processor, all threads together: it hardly depends on what else the machine does. MLX's floats on a Linux CPU
-use the reference BLAS; with LD_PRELOAD=libopenblas.so.0 (Debian: libopenblas0-pthread) they are several times as fast.
+and a baseline for each lane) and perturb; and in floats by backpropagation the same minGRU (mingru) and a transformer,
+by Adam or SGD. All read the same batches of --train (the quickstart's corpus by default), with one update for each: a
+lane of text has --members members, or one row of a float batch, so an evolution strategy reads each byte as often. Time
+is that of the processor, all threads together: it hardly depends on what else the machine does. MLX's floats on a Linux
+CPU use the reference BLAS; with LD_PRELOAD=libopenblas.so.0 (Debian: libopenblas0-pthread) they are several times as
+fast.
 """
 
 from __future__ import annotations
