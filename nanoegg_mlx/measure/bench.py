@@ -40,6 +40,8 @@ class Case:
     validation: bool = False
     perturb: str = "weights"
     decorrelate: bool = False
+    compared: int = 0
+    """Members of a lane that are compared with its first one (`antithetic = false`); 0: pairs."""
     coding: str = ""
     """`encode` or `decode` for compression, a token being a byte."""
 
@@ -53,6 +55,8 @@ class Case:
             validation_batch_size=self.population,
             perturb=self.perturb,
             decorrelate=self.decorrelate,
+            antithetic=not self.compared,
+            group_size=self.compared or 2,
             engine=engine,
             threads=threads,
         )
@@ -74,12 +78,14 @@ CASES = [
     Case("default model, population 4096", *DEFAULT, 4096, 100),
     Case("default model, activations", *DEFAULT, 1024, 100, perturb="activations"),
     Case("default model, decorrelated", *DEFAULT, 1024, 100, perturb="activations", decorrelate=True),
+    Case("default model, lane baseline", *DEFAULT, 1024, 100, perturb="activations", decorrelate=True, compared=32),
     Case("default model, validation", *DEFAULT, 1024, 100, validation=True),
     Case("default model, compress", *DEFAULT, 1024, 100, coding="encode"),
     Case("default model, decompress", *DEFAULT, 1024, 100, coding="decode"),
     Case("1 layer, 64 wide", *SMALL, 4096, 50),
     Case("1 layer, 64 wide, activations", *SMALL, 4096, 50, perturb="activations"),
     Case("1 layer, 64 wide, decorrelated", *SMALL, 4096, 50, perturb="activations", decorrelate=True),
+    Case("1 layer, 64 wide, lane baseline", *SMALL, 4096, 50, perturb="activations", decorrelate=True, compared=32),
     Case("1 layer, 64 wide, validation", *SMALL, 4096, 50, validation=True),
     Case("1 layer, 64 wide, compress", *SMALL, 4096, 50, coding="encode"),
     Case("1 layer, 64 wide, decompress", *SMALL, 4096, 50, coding="decode"),
@@ -98,10 +104,12 @@ def multiply_adds(n_layer: int, n_embd: int, vocab_size: int = 256) -> int:
 
 
 def work_of_token(config: Config) -> int:
-    """Returns the int8 multiply-adds for one token of one member: with nudged activations 1.5 times those of the
-    forward pass, since the votes are one product of the same size for each pair."""
+    """Returns the int8 multiply-adds for one token of one member: the forward pass, and with nudged activations the
+    votes, one product of the same size for each pair, or two for each lane with a baseline."""
     forward = multiply_adds(config.n_layer, config.n_embd, config.vocab_size)
-    return forward * 3 // 2 if config.perturb == "activations" else forward
+    if config.perturb == "weights":
+        return forward
+    return forward + forward * (1 if config.antithetic else 2) // config.cohort
 
 
 def products(case: Case) -> int:
