@@ -187,7 +187,8 @@ def test_the_twin_computed_by_hand(head_rule: str) -> None:
     for t, R in enumerate(twin.credit(config, d)):
         xi = {(name, 0): np.array(values) for name, values in HAND_XI[t].items()}
         X = {(names.get(name, name), 0): np.array(values) for name, values in HAND_INPUTS[t].items()}
-        votes.add_token(HAND_BYTES[t], xi, X, d[t], R, np.array(HAND_ERRORS[t]))
+        votes.add_sample(HAND_BYTES[t], xi, X, d[t], R)
+        votes.add_inputs(X, np.array(HAND_ERRORS[t]))
     head_Z, head_S = HAND_HEAD[head_rule]
     assert {name: value.tolist() for name, value in votes.Z.items()} == {**HAND_Z, "head": head_Z}
     S = {name: value.reshape(np.shape(HAND_S[name])).tolist() for name, value in votes.S.items() if name != "head"}
