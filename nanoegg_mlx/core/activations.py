@@ -4,6 +4,9 @@ docs/activations.md is the exact contract. Each token's score difference between
 to the coins that nudged the pair at that token. A vote is the sum, over pairs and tokens, of credit times coin times
 the input of the weight. Since the coins are fair, S is the variance of Z if scores were unrelated to the coins; an
 entry moves where the Z-test finds that they are related. All sums are exact integers, and add up over chunks and ranks.
+
+The members whose scores are compared are a cohort: a pair, which is one sample, or with docs/lane-baseline.md a lane,
+where every member but the first is a sample.
 """
 
 from __future__ import annotations
@@ -42,11 +45,11 @@ BIASES = (("blocks.att.bf", "f"), ("blocks.att.bh", "c"))
 _ERROR_ONE = 8192
 """1.0 in the head's errors."""
 _ROWS = 1 << 16
-"""Pairs times tokens summed at a time: their products stay in int32."""
+"""Cohorts times tokens summed at a time: their products stay in int32."""
 
 
 class Moments(NamedTuple):
-    """Sums over pairs and tokens; int64, by leaf. Added over chunks and ranks they are those of the population."""
+    """Sums over cohorts and tokens; int64, by leaf. Added over chunks and ranks they are those of the population."""
 
     Z: dict[str, mx.array]
     """Votes, of the leaf's shape."""
@@ -66,19 +69,22 @@ class Nudged(NamedTuple):
     states: np.ndarray
     """(N, L, D) int8, after the last token."""
     sums: Moments
-    """Of these members' pairs."""
+    """Of these members."""
 
 
 class Token(NamedTuple):
-    """Results of one pair at one token; leading axes P, T for many."""
+    """Results of one cohort at one token; a leading axis P for many."""
 
+    differences: mx.array
+    """d: (samples,) int32."""
     scores: mx.array
-    """(2,) int32, of the even and the odd member."""
+    """(cohort,) int32, of the members."""
     xi: Coins
+    """(samples, size) by node."""
     inputs: dict[NodeKey, mx.array]
-    """X: mean of the pair's activations, by name and layer; int32."""
+    """X: mean of the pair's activations, or those of the lane's baseline, by name and layer; int32."""
     error: mx.array
-    """(V,) int32, mean of the pair's head errors."""
+    """(V,) int32, mean of the pair's head errors, or the baseline's."""
 
 
 def head_error(logits: mx.array, target: mx.array) -> mx.array:
@@ -97,29 +103,61 @@ def head_error(logits: mx.array, target: mx.array) -> mx.array:
 
 
 @cache
-def pair_step(config: Config) -> Callable[..., tuple[Token, mx.array]]:
-    """The compiled step of many pairs.
+def cohort_step(config: Config) -> Callable[..., tuple[Token, mx.array]]:
+    """The compiled step of many cohorts.
 
-    (params, epoch_key (2,), pairs (P,) uint64, t uint64, states (P, 2, L, D), tokens (P,), targets (P,)) ->
-    (Token with a leading axis P, states).
+    (params, epoch_key (2,), numbers of the cohorts (P,) uint64, t uint64, states (P, cohort, L, D), tokens (P,),
+    targets (P,)) -> (Token with a leading axis P, states).
     """
+    compare = _compare_pair if config.antithetic else _compare_lane
 
-    def one_pair(
-        params: Params, epoch_key: mx.array, pair: mx.array, t: mx.array, states: mx.array, token: mx.array,
+    def one_cohort(
+        params: Params, epoch_key: mx.array, number: mx.array, t: mx.array, states: mx.array, token: mx.array,
         target: mx.array,
     ) -> tuple[Token, mx.array]:  # fmt: skip
-        xi = coins(config, epoch_key, pair, t)
-
-        def one_member(sign: mx.array, state: mx.array) -> tuple[mx.array, dict[NodeKey, mx.array], mx.array, mx.array]:
+        def one_member(sign: mx.array, xi: Coins, state: mx.array) -> _Read:
             inputs: dict[NodeKey, mx.array] = {}
             logits, new_state = forward(params, NudgedActivations(xi, sign, config), state, token, _keep(inputs))
             return log_likelihood(logits, target), inputs, head_error(logits, target), new_state
 
-        scores, inputs, errors, new_states = mx.vmap(one_member)(mx.array([1, -1]), states)
-        means = {name: _mean(x) for name, x in inputs.items()}
-        return Token(scores, xi, means, _mean(errors)), new_states
+        def drawn(number: mx.array) -> Coins:
+            return coins(config, epoch_key, number, t)
 
-    return mx.compile(mx.vmap(one_pair, in_axes=(None, None, 0, None, 0, 0, 0)))
+        return compare(one_member, drawn, number, states)
+
+    return mx.compile(mx.vmap(one_cohort, in_axes=(None, None, 0, None, 0, 0, 0)))
+
+
+_Read = tuple[mx.array, dict[NodeKey, mx.array], mx.array, mx.array]
+"""A member's score, inputs, head errors and new state."""
+
+
+def _compare_pair(
+    one_member: Callable[..., _Read], drawn: Callable[[mx.array], Coins], number: mx.array, states: mx.array
+) -> tuple[Token, mx.array]:
+    """Both members of a pair, nudged by its coins in opposite directions."""
+    xi = drawn(number)
+    scores, inputs, errors, new_states = mx.vmap(one_member, in_axes=(0, None, 0))(mx.array([1, -1]), xi, states)
+    means = {name: _mean(x) for name, x in inputs.items()}
+    return Token(scores[:1] - scores[1:], scores, _samples(xi), means, _mean(errors)), new_states
+
+
+def _compare_lane(
+    one_member: Callable[..., _Read], drawn: Callable[[mx.array], Coins], number: mx.array, states: mx.array
+) -> tuple[Token, mx.array]:
+    """The members of a lane, each nudged by its own coins, and the first not at all (docs/lane-baseline.md)."""
+    size = states.shape[0]
+    xi = mx.vmap(drawn)(number * mx.array(size, dtype=mx.uint64) + mx.arange(size, dtype=mx.uint64))
+    signs = (mx.arange(size) > 0).astype(mx.int32)
+    scores, inputs, errors, new_states = mx.vmap(one_member)(signs, xi, states)
+    first = {name: view(x, 0) for name, x in inputs.items()}
+    of_samples = {node: x[1:] for node, x in xi.items()}
+    return Token(scores[1:] - scores[:1], scores, of_samples, first, view(errors, 0)), new_states
+
+
+def _samples(xi: Coins) -> Coins:
+    """A pair's coins as those of one sample."""
+    return {node: x[None] for node, x in xi.items()}
 
 
 def _mean(both: mx.array) -> mx.array:
@@ -143,11 +181,11 @@ def credit(d: mx.array, decay: int) -> mx.array:
     """R[t] = d[t] + ((decay R[t+1]) >> 4), R[T] = 0: the score differences from each token on, discounted.
 
     Args:
-        d: (P, T) int32, score differences.
+        d: (P, T, ...) int32, score differences.
         decay: `credit_decay`, in sixteenths.
 
     Returns:
-        (P, T) int32.
+        The same shape, int32.
     """
     R: list[mx.array] = []
     following = mx.zeros_like(d[:, 0])
@@ -158,50 +196,66 @@ def credit(d: mx.array, decay: int) -> mx.array:
 
 
 def moments(tokens: list[Token], inputs: mx.array, config: Config) -> Moments:
-    """The votes and variances of some pairs.
+    """The votes and variances of some cohorts.
 
     Args:
         tokens: the T tokens' results, each with a leading axis P.
         inputs: (P, T) uint8, the bytes read.
     """
-    d = mx.stack([token.scores[:, 0] - token.scores[:, 1] for token in tokens], axis=1)
-    own, later = clip(d).reshape(-1), clip(credit(d, config.credit_decay)).reshape(-1)
 
     def rows(values: list[mx.array]) -> mx.array:
-        """(P, ·) of each token -> (P T, ·)."""
+        """(P, ...) of each token -> (P T, ...)."""
         return mx.flatten(mx.stack(values, axis=1), 0, 1)
 
-    xi = {node.key: rows([token.xi[node.key] for token in tokens]) for node in nodes(config)}
+    d = mx.stack([token.differences for token in tokens], axis=1)
+    own, later = (mx.flatten(clip(w), 0, 1) for w in (d, credit(d, config.credit_decay)))
+    own_squares, later_squares = (mx.sum(mx.square(w.astype(mx.int64)), axis=1) for w in (own, later))
     X = {name: rows([token.inputs[name] for token in tokens]) for name in tokens[0].inputs}
+
+    def credited(node: NodeKey, w: mx.array) -> mx.array:
+        """Q: the sum over samples of w xi, (K, size) int32."""
+        return mx.sum(w[:, :, None] * rows([token.xi[node] for token in tokens]), axis=1)
+
     Z: dict[str, list[mx.array]] = {}
     S: dict[str, list[mx.array]] = {}
     for l in range(config.n_layer):
         last = l == config.n_layer - 1
-        w = {name: own if last and name in ("a", "b") else later for name in ("f", "c", "a", "b")}
+        Q = {name: credited((name, l), own if last and name in ("a", "b") else later) for name in ("f", "c", "a", "b")}
+        squares = {name: own_squares if last and name in ("a", "b") else later_squares for name in Q}
         for leaf, node, name in MATRICES:
-            Z.setdefault(leaf, []).append(_products(w[node][:, None] * xi[node, l], X[name, l]))
-            S.setdefault(leaf, []).append(_squares(w[node][:, None] * X[name, l]))
+            Z.setdefault(leaf, []).append(_vote_products(Q[node], X[name, l], config))
+            S.setdefault(leaf, []).append(_squares(X[name, l], squares[node]))
         for leaf, node in BIASES:
-            Z.setdefault(leaf, []).append(mx.sum((w[node][:, None] * xi[node, l]).astype(mx.int64), axis=0))
-            S.setdefault(leaf, []).append(_squares(w[node]))
+            Z.setdefault(leaf, []).append(mx.sum(Q[node].astype(mx.int64), axis=0))
+            S.setdefault(leaf, []).append(mx.sum(squares[node]))
     result = Moments({leaf: mx.stack(z) for leaf, z in Z.items()}, {leaf: mx.stack(s) for leaf, s in S.items()}, {})
     byte = inputs.reshape(-1).astype(mx.int32)
-    result.Z["emb"] = _by_byte(later[:, None] * xi["emb", None], byte, config.vocab_size)
-    result.S["emb"] = _by_byte((later * later)[:, None], byte, config.vocab_size)[:, 0]
+    result.Z["emb"] = _by_byte(credited(("emb", None), later), byte, config.vocab_size)
+    result.S["emb"] = _by_byte(later_squares[:, None], byte, config.vocab_size)[:, 0]
     y = X["y", config.n_layer]
     if config.head_rule == "perturb":
-        result.Z["head"] = _products(own[:, None] * xi["head", None], y)
-        result.S["head"] = _squares(own[:, None] * y)
+        result.Z["head"] = _vote_products(credited(("head", None), own), y, config)
+        result.S["head"] = _squares(y, own_squares)
     else:
         error = rows([token.error for token in tokens])
-        high = (error + 64) >> 7  # two digits: an int8 product each, and exact in float32
-        result.Z["head"] = _products(error - (high << 7), y) + (_products(high, y) << 7)
+        result.Z["head"] = _digit_products(error, y)
         result.S["head.E"], result.S["head.Y"] = _squares(error), _squares(y)
     if config.decorrelate:
         for name in dict.fromkeys(name for _, _, name in MATRICES):
             result.C[name] = mx.stack([_chunk_products(X[name, l]) for l in range(config.n_layer)])
         result.C["head"] = _chunk_products(y)
     return result
+
+
+def _vote_products(Q: mx.array, X: mx.array, config: Config) -> mx.array:
+    """sum_k Q[k] X[k]^T of credited coins: one sample's fit int8."""
+    return _products(Q, X) if config.samples == 1 else _digit_products(Q, X)
+
+
+def _digit_products(a: mx.array, b: mx.array) -> mx.array:
+    """`_products` of a up to 127 * 127, in two base-128 digits: an int8 product each, and exact in float32."""
+    high = (a + 64) >> 7
+    return _products(a - (high << 7), b) + (_products(high, b) << 7)
 
 
 def _chunk_products(X: mx.array) -> mx.array:
@@ -222,13 +276,14 @@ def _products(a: mx.array, b: mx.array) -> mx.array:
     return total
 
 
-def _squares(a: mx.array) -> mx.array:
-    """sum_k a[k]^2: (K, ...) int32 -> (...) int64."""
-    return mx.sum(mx.square(a.astype(mx.int64)), axis=0)
+def _squares(a: mx.array, weights: mx.array | None = None) -> mx.array:
+    """sum_k weights[k] a[k]^2: (K, n) int32 and (K,) int64 -> (n,) int64."""
+    squares = mx.square(a.astype(mx.int64))
+    return mx.sum(squares if weights is None else weights[:, None] * squares, axis=0)
 
 
 def _by_byte(a: mx.array, byte: mx.array, vocab_size: int) -> mx.array:
-    """Sums over the rows of each byte: (K, n) int32 and (K,) -> (V, n) int64."""
+    """Sums over the rows of each byte: (K, n) integers and (K,) -> (V, n) int64."""
     return mx.zeros((vocab_size, a.shape[1]), mx.int64).at[byte].add(a.astype(mx.int64))
 
 
@@ -279,7 +334,7 @@ def _bound(sums: Moments, leaf: Leaf, config: Config, threshold: int) -> tuple[m
     if leaf.name == "head" and config.head_rule == "error":
         # Python's integers: the products could overflow int64.
         E, Y = _values(sums.S["head.E"]), _values(sums.S["head.Y"])
-        count = config.pairs * config.tokens_per_update
+        count = config.population // config.cohort * config.tokens_per_update
         divisor = 16 * math.isqrt(count)
         roots = [math.isqrt(y) for y in Y]
         bound = mx.array([[-(-threshold * math.isqrt(e) * y // divisor) for y in roots] for e in E], dtype=mx.int64)
@@ -300,7 +355,8 @@ def _values(sums: mx.array) -> list[int]:
 
 def credit_rms(sums: Moments, config: Config) -> float:
     """The root mean square of the discounted credit R, clipped, in sixteenths of a bit."""
-    return math.sqrt(_values(sums.S["blocks.att.bf"])[0] / (config.pairs * config.tokens_per_update))
+    samples = config.population // config.cohort * config.samples * config.tokens_per_update
+    return math.sqrt(_values(sums.S["blocks.att.bf"])[0] / samples)
 
 
 def flatten(sums: Moments) -> mx.array:

@@ -80,13 +80,13 @@ class Engine(Protocol):
     def nudge(
         self, params: Params, members: range, epoch: int, inputs: np.ndarray, targets: np.ndarray, states: np.ndarray
     ) -> Nudged:
-        """Scores each member on its tokens under nudged activations, and sums its pairs' votes.
+        """Scores each member on its tokens under nudged activations, and sums the votes.
 
         Args:
             params: leaf name -> int8 array.
-            members: consecutive members, starting at an even one and ending after an odd one.
+            members: consecutive members, whole cohorts (pairs, or without `config.antithetic` lanes).
             epoch: selects the coins.
-            inputs, targets: (len(members) // 2, tokens_per_update) uint8, one row a pair.
+            inputs, targets: (len(members) // config.cohort, tokens_per_update) uint8, one row a cohort.
             states: (len(members), L, D) int8.
 
         Returns:

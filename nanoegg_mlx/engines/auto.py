@@ -131,8 +131,9 @@ def measure(work: Work[R], cpu: CPUEngine, mlx: MLXEngine) -> Measured[R]:
         part = work.part(first, last)
         return _seconds(lambda: results.append(part.on(engine)))
 
-    work.part(0, 2, 1).on(cpu)
-    done, width, most = 0, 4, max(work.members // 4 * 2, 2)
+    grain = work.grain
+    work.part(0, grain, 1).on(cpu)
+    done, width, most = 0, 2 * grain, max(work.members // (2 * grain) * grain, grain)
     seconds = cpu_speed = 0.0
     while done < most and 4 * seconds < _MOST_SECONDS:
         width *= 4
@@ -140,8 +141,9 @@ def measure(work: Work[R], cpu: CPUEngine, mlx: MLXEngine) -> Measured[R]:
         seconds = scored(cpu, first, done)
         cpu_speed = max(cpu_speed, (done - first) * work.tokens / seconds)
     # A GPU takes a whole chunk of members in the time of a few.
-    width = min(4 if mlx_on_cpu() else min(mlx.chunk, _MOST_TRIED), work.members - done) // 2 * 2
-    tried = slice(done, done + width) if width else slice(0, 2)
+    wanted = 4 if mlx_on_cpu() else min(mlx.chunk, _MOST_TRIED)
+    width = min(max(wanted, grain), work.members - done) // grain * grain
+    tried = slice(done, done + width) if width else slice(0, grain)
     seconds = _predicted(work.part(tried.start, tried.stop), mlx)
     mlx_speed = (tried.stop - tried.start) * work.tokens / seconds
     if width and seconds <= _MOST_SECONDS and mlx_speed >= _HOPELESS * cpu_speed:

@@ -27,7 +27,7 @@ from nanoegg_mlx.engines.work import NudgeWork, ScoreWork, Work
 
 R = TypeVar("R")
 
-_GRAIN = 64
+_SHARES = 64
 """Shares are multiples of 1/64, since MLX compiles its step again for each number of members."""
 _PROBE_COST = 0.02
 """Share of the time that may be spent on looking whether an engine without members is still slow."""
@@ -89,7 +89,7 @@ class BothEngine:
 
     def _run(self, work: Work[R]) -> R:
         balance = balance_of(work.kind, self.config)
-        count = balance.mlx_members(work.members, work.tokens)
+        count = balance.mlx_members(work.members, work.tokens, work.grain)
         started = time.perf_counter()
         if count == 0:
             result, cpu_seconds = _timed(lambda: work.on(self._cpu))
@@ -142,12 +142,12 @@ class Balance:
         self._compiled: set[int] = set()
         self._idle_seconds = 0.0
 
-    def mlx_members(self, members: int, tokens: int) -> int:
-        """MLX's part of a call of `members` members, each of which reads `tokens` tokens: an even number, or all."""
-        least = max(members // (2 * _GRAIN) * 2, 2)
+    def mlx_members(self, members: int, tokens: int, grain: int = 2) -> int:
+        """MLX's part of a call of `members` members, each of which reads `tokens` tokens: a multiple of `grain`, or all."""
+        least = max(members // (grain * _SHARES) * grain, grain)
         if members < 2 * least:
             return members if self.mlx_speed > self.cpu_speed else 0
-        most = (members - least) // 2 * 2
+        most = (members - least) // grain * grain
         if not (self.mlx_speed and self.cpu_speed):
             return min(max(round(self._start * members / least) * least, least), most)
         wanted = members * self.mlx_speed / (self.mlx_speed + self.cpu_speed)

@@ -13,7 +13,7 @@ import mlx.core as mx
 import numpy as np
 
 from nanoegg_mlx.config import Config
-from nanoegg_mlx.core.activations import Moments, Nudged, Token, add_moments, moments, pair_step
+from nanoegg_mlx.core.activations import Moments, Nudged, Token, add_moments, cohort_step, moments
 from nanoegg_mlx.core.coins import coin_key
 from nanoegg_mlx.core.noise import Noise, leaf_bases, member_noise, noise_pair, pair_noise
 from nanoegg_mlx.core.params import Params, leaves, matrix_entries
@@ -43,7 +43,7 @@ class MLXEngine:
         self.config = config
         budget = chunk_bytes({} if mlx_on_cpu() else mx.device_info(mx.default_device()))
         self.chunk = config.chunk + config.chunk % 2 or members_per_chunk(config, budget)
-        self.pairs = max(config.chunk // 2, 1) if config.chunk else pairs_per_chunk(config, budget)
+        self.cohorts = max(config.chunk // config.cohort, 1) if config.chunk else cohorts_per_chunk(config, budget)
         self._pair_noise = mx.compile(mx.vmap(partial(pair_noise, config), in_axes=(None, 0)))
 
     def score(
@@ -146,23 +146,24 @@ class MLXEngine:
         T = inputs.shape[1]
         scores = np.zeros(len(members), np.int64)
         new_states = np.empty_like(states)
-        epoch_key, step = coin_key(self.config, epoch), pair_step(self.config)
+        epoch_key, step, size = coin_key(self.config, epoch), cohort_step(self.config), self.config.cohort
         sums: Moments | None = None
-        for part in spans(len(members) // 2, self.pairs):
-            pairs = mx.arange(members.start // 2 + part.start, members.start // 2 + part.stop, dtype=mx.uint64)
-            own = slice(2 * part.start, 2 * part.stop)
-            state = mx.array(states[own]).reshape(-1, 2, *states.shape[1:])
+        for part in spans(len(members) // size, self.cohorts):
+            first = members.start // size
+            cohorts = mx.arange(first + part.start, first + part.stop, dtype=mx.uint64)
+            own = slice(size * part.start, size * part.stop)
+            state = mx.array(states[own]).reshape(-1, size, *states.shape[1:])
             read, follow = mx.array(inputs[part]), mx.array(targets[part])
             tokens: list[Token] = []
             for t in range(T):
                 now = mx.array(t, dtype=mx.uint64)
-                token, state = step(weights, epoch_key, pairs, now, state, read[:, t], follow[:, t])
+                token, state = step(weights, epoch_key, cohorts, now, state, read[:, t], follow[:, t])
                 tokens.append(token)
-                if (t + 1) % self._window(2 * len(pairs)) == 0:
+                if (t + 1) % self._window(size * len(cohorts)) == 0:
                     mx.eval(token, state)
             some = moments(tokens, read, self.config)
             sums = some if sums is None else add_moments(sums, some)
-            total = sum((token.scores for token in tokens), mx.zeros((len(pairs), 2), dtype=mx.int32))
+            total = sum((token.scores for token in tokens), mx.zeros((len(cohorts), size), dtype=mx.int32))
             mx.eval(sums, state, total)
             scores[own], new_states[own] = np.array(total).reshape(-1), np.array(state).reshape(-1, *states.shape[1:])
         assert sums is not None
@@ -218,10 +219,12 @@ def chunk_bytes(device: Mapping[str, str | int]) -> int:
     return max(min(sizes[0], free, _GPU_CHUNK_BYTES), _CPU_CHUNK_BYTES)
 
 
-def pairs_per_chunk(config: Config, budget: int = _CPU_CHUNK_BYTES) -> int:
-    """A number of pairs whose coins and inputs fit in `budget` bytes, as int32 for all tokens."""
-    per_layer = 7 * config.n_embd + 8 * config.n_embd
-    per_token = 4 * (config.n_layer * per_layer + 2 * config.n_embd + 2 * config.vocab_size)
+def cohorts_per_chunk(config: Config, budget: int = _CPU_CHUNK_BYTES) -> int:
+    """A number of cohorts (pairs, or lanes with a baseline) whose coins and inputs fit in `budget` bytes, as int32 for
+    all tokens."""
+    coins = 7 * config.n_layer * config.n_embd + config.n_embd + config.vocab_size
+    inputs = 8 * config.n_layer * config.n_embd + config.n_embd + config.vocab_size
+    per_token = 4 * (config.samples * coins + inputs)
     return max(1, budget // (3 * per_token * config.tokens_per_update))
 
 

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
-from typing import TYPE_CHECKING, ClassVar, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Generic, Self, TypeVar
 
 import numpy as np
 
@@ -36,12 +36,20 @@ class Work(ABC, Generic[R]):
     targets: np.ndarray
     states: np.ndarray
 
-    _members_per_row: ClassVar[int] = 1
+    @property
+    def members_per_row(self) -> int:
+        """Members that read one row of the text."""
+        return 1
 
     @property
     @abstractmethod
     def kind(self) -> str:
         """Calls of one kind have comparable speeds."""
+
+    @property
+    def grain(self) -> int:
+        """Consecutive members that must stay together: a pair, or a lane with a baseline."""
+        return 2
 
     @property
     def members(self) -> int:
@@ -54,8 +62,11 @@ class Work(ABC, Generic[R]):
         return int(self.inputs.shape[1])
 
     def part(self, first: int, last: int, tokens: int | None = None) -> Self:
-        """The work of the members `first` (even) to `last`, by position in this work, on the first `tokens` tokens."""
-        rows = slice(first // self._members_per_row, last // self._members_per_row)
+        """The work of the members `first` to `last`, by position in this work, on the first `tokens` tokens.
+
+        Both are multiples of `grain`.
+        """
+        rows = slice(first // self.members_per_row, last // self.members_per_row)
         return replace(
             self,
             numbers=self.numbers[first:last],
@@ -112,7 +123,14 @@ class NudgeWork(Work[Nudged]):
     """Arguments of `Engine.nudge`."""
 
     epoch: int
-    _members_per_row = 2
+
+    @property
+    def members_per_row(self) -> int:
+        return self.grain
+
+    @property
+    def grain(self) -> int:
+        return len(self.numbers) // len(self.inputs) if len(self.inputs) else 2
 
     @property
     def kind(self) -> str:

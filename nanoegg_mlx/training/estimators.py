@@ -102,7 +102,8 @@ class Estimator:
     def _spans(self) -> Iterator[Span]:
         """This rank's members, as many at a time as `_SPAN_BYTES` allows."""
         config = self.config
-        size = max(_SPAN_BYTES // (2 * config.tokens_per_update + config.n_layer * config.n_embd) // 2 * 2, 2)
+        size, cohort = _SPAN_BYTES // (2 * config.tokens_per_update + config.n_layer * config.n_embd), config.cohort
+        size = max(size // cohort * cohort, cohort)
         for first in range(0, len(self.members), size):
             part = slice(first, min(first + size, len(self.members)))
             members = self.members[part]
@@ -121,7 +122,7 @@ class ActivationsEstimator(Estimator):
         inputs, targets = self.lanes.batch(epoch)
         votes: Moments | None = None
         for span in self._spans():
-            lanes = span.lanes[::2]  # both members of a pair read the same lane
+            lanes = span.lanes[:: self.config.cohort]  # the members of a cohort read the same lane
             nudged = self.engine.nudge(params, span.members, epoch, inputs[lanes], targets[lanes], states[span.part])
             scores[span.part], new_states[span.part] = nudged.scores, nudged.states
             votes = nudged.sums if votes is None else activations.add_moments(votes, nudged.sums)

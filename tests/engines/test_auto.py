@@ -228,7 +228,7 @@ def test_chunks_follow_the_memory_of_a_gpu() -> None:
         small, large = (mlx.members_per_chunk(config, mlx.chunk_bytes(info)) for info in ({}, CUDA))
         assert 2 <= small <= large <= 16384 and small % 2 == large % 2 == 0
         assert large >= min(40 * small, 16384)
-    assert mlx.pairs_per_chunk(Config(), 4 << 30) >= 40 * mlx.pairs_per_chunk(Config()) > 0
+    assert mlx.cohorts_per_chunk(Config(), 4 << 30) >= 40 * mlx.cohorts_per_chunk(Config()) > 0
 
 
 def test_a_gpus_chunks_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -236,6 +236,6 @@ def test_a_gpus_chunks_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mlx.mx, "device_info", lambda device: METAL)
     engine, budget = mlx.MLXEngine(Config()), mlx.chunk_bytes(METAL)
     assert engine.chunk == mlx.members_per_chunk(Config(), budget) > mlx.members_per_chunk(Config())
-    assert engine.pairs == mlx.pairs_per_chunk(Config(), budget)
+    assert engine.cohorts == mlx.cohorts_per_chunk(Config(), budget)
     chunked = mlx.MLXEngine(Config(chunk=7))
-    assert (chunked.chunk, chunked.pairs) == (8, 3)
+    assert (chunked.chunk, chunked.cohorts) == (8, 3)

@@ -211,21 +211,26 @@ void check_lanes(const Shape& shape, const std::vector<size_t>& sizes, const std
 }
 
 // The arrays of a nudge() call.
-struct PairInputs {
+struct NudgeInputs {
   py::array inputs, targets;
   py::array states; // a copy, to be returned
   NudgeTask task;
 
-  PairInputs(const Shape& shape, const py::object& in, const py::object& out, const py::object& old,
-             uint64_t first_pair) {
-    require(first_pair < (uint64_t)1 << 61, "first_pair is " + std::to_string(first_pair) + "; it must be below 2^61.");
+  NudgeInputs(const Shape& shape, const py::object& in, const py::object& out, const py::object& old,
+              uint64_t first_member, int cohort, bool antithetic) {
+    require_range("cohort", cohort, 2, antithetic ? 2 : 128);
+    require(first_member < (uint64_t)1 << 62 && first_member % cohort == 0,
+            "first_member is " + std::to_string(first_member) + "; it must be a multiple of " + std::to_string(cohort) +
+                " below 2^62.");
     inputs = array_of<uint8_t>(in, "inputs", {-1, -1});
     check_bytes(inputs, "inputs", shape.vocab);
     targets = array_of<uint8_t>(out, "targets", {inputs.shape(0), inputs.shape(1)});
     check_bytes(targets, "targets", shape.vocab);
-    states = copy(array_of<int8_t>(old, "states", {2 * inputs.shape(0), shape.layers, shape.width}));
-    task.first_pair = first_pair;
-    task.pairs = (size_t)inputs.shape(0);
+    states = copy(array_of<int8_t>(old, "states", {cohort * inputs.shape(0), shape.layers, shape.width}));
+    task.antithetic = antithetic;
+    task.size = cohort;
+    task.first_member = first_member;
+    task.cohorts = (size_t)inputs.shape(0);
     task.tokens = (size_t)inputs.shape(1);
     task.inputs = pointer<uint8_t>(inputs);
     task.targets = pointer<uint8_t>(targets);

@@ -137,14 +137,15 @@ struct NudgeSums {
 };
 
 py::tuple py_nudge(const Weights& weights, const py::object& in, const py::object& out, const py::object& old,
-                   std::pair<uint32_t, uint32_t> key, uint64_t first_pair, int nudge_size, int head_nudge,
-                   int credit_decay, bool input_products, int threads, int block, const py::object& check) {
+                   std::pair<uint32_t, uint32_t> key, uint64_t first_member, int cohort, bool antithetic,
+                   int nudge_size, int head_nudge, int credit_decay, bool input_products, int threads, int block,
+                   const py::object& check) {
   require_range("nudge", nudge_size, 1, 64);
   require_range("head_nudge", head_nudge, 0, 64);
   require_range("credit_decay", credit_decay, 0, 15);
   require(block >= 0, "block is " + std::to_string(block) + "; it must not be negative.");
   const Shape& shape = weights.model().shape;
-  PairInputs given(shape, in, out, old, first_pair);
+  NudgeInputs given(shape, in, out, old, first_member, cohort, antithetic);
   NudgeTask& task = given.task;
   task.key = {key.first, key.second};
   task.nudge = nudge_size, task.head_nudge = head_nudge, task.credit_decay = credit_decay;
@@ -277,14 +278,16 @@ PYBIND11_MODULE(_native, m) {
         py::arg("block") = 0,
         "The lanes of these sizes from their streams; a damaged stream gives another text. Arguments as in encode().");
   m.def("nudge", py_nudge, py::arg("weights"), py::arg("inputs"), py::arg("targets"), py::arg("states"), py::arg("key"),
-        py::arg("first_pair") = 0, py::arg("nudge") = 2, py::arg("head_nudge") = 0, py::arg("credit_decay") = 12,
-        py::arg("input_products") = false, py::arg("threads") = 0, py::arg("block") = 0, py::arg("check") = py::none(),
-        "Scores of pairs first_pair, first_pair + 1, ... under nudged activations, and the sums of their votes "
-        "(docs/activations.md).\n\n"
-        "inputs, targets: (pairs, T) uint8. states: (2 pairs, L, D) int8, not changed.\n"
+        py::arg("first_member") = 0, py::arg("cohort") = 2, py::arg("antithetic") = true, py::arg("nudge") = 2,
+        py::arg("head_nudge") = 0, py::arg("credit_decay") = 12, py::arg("input_products") = false,
+        py::arg("threads") = 0, py::arg("block") = 0, py::arg("check") = py::none(),
+        "Scores of members first_member, first_member + 1, ... under nudged activations, and the sums of their votes "
+        "(docs/activations.md, docs/lane-baseline.md).\n\n"
+        "cohort: members whose scores are compared, 2 of a pair or up to 128 of a lane; first_member is a multiple.\n"
+        "inputs, targets: (cohorts, T) uint8. states: (cohorts cohort, L, D) int8, not changed.\n"
         "key: two words, of the epoch's coins. head_nudge: 0 where the head learns from its own error.\n"
         "threads, block, check: as in score().\n"
-        "Returns scores (2 pairs,) int64, new states, and dicts of int64 arrays: Z, S and C of "
+        "Returns scores (cohorts cohort,) int64, new states, and dicts of int64 arrays: Z, S and C of "
         "core.activations.Moments;\n"
         "C is empty without input_products.");
   m.def("update", py_update, py::arg("params"), py::arg("noise"), py::arg("fitness"), py::arg("bound"),

@@ -134,8 +134,8 @@ constexpr Isa make_isa(const char* name) {
                 "padded rows must hold whole panels and groups");
   static_assert(Tile::kGroup <= (int)kMaxGroup, "the workspace of a block of pairs must hold a group");
   Isa isa{name,  Tile::kLanes, Tile::kPanel, Tile::kGroup, Tile::kBias, run_block, draw,
-          votes, pack_columns, move,         Tile::peak,   run_pairs,   {},        {}};
-  isa.sums = {coin_rows, row_totals, sum_products, sum_squares, sum_by_byte};
+          votes, pack_columns, move,         Tile::peak,   run_cohorts, {},        {}};
+  isa.sums = {coin_rows, coin_digits, row_totals, sum_products, sum_squares, sum_weighted_squares, sum_by_byte};
   isa.pieces = {normals,     products,     matmul,     norm, gate,  recur,       log_likelihood,
                 gate_nudged, recur_nudged, add_nudged, flip, coins, head_errors, credit};
   return isa;

@@ -43,14 +43,16 @@ std::vector<std::string> decode(const Weights& weights, const std::vector<std::s
                                 const std::vector<size_t>& sizes, int threads, int block, const Poll& poll);
 
 struct NudgeTask {
-  Key key; // of the epoch's coins
-  uint64_t first_pair = 0;
-  size_t pairs = 0, tokens = 0;
+  Key key;                // of the epoch's coins
+  bool antithetic = true; // members are compared in pairs, else those of a lane with its first one
+  int size = 2;           // members that are compared: a cohort
+  uint64_t first_member = 0;
+  size_t cohorts = 0, tokens = 0;
   int nudge = 2, head_nudge = 0; // 0: the head learns from its errors
   int credit_decay = 12;
-  const uint8_t *inputs = nullptr, *targets = nullptr; // (pairs, tokens)
-  int8_t* states = nullptr;                            // (2 pairs, L, D), read and written
-  int64_t* scores = nullptr;                           // (2 pairs,), zeros
+  const uint8_t *inputs = nullptr, *targets = nullptr; // (cohorts, tokens)
+  int8_t* states = nullptr;                            // (cohorts size, L, D), read and written
+  int64_t* scores = nullptr;                           // (cohorts size,), zeros
   // Sums, zeros: z[leaf] shaped as the leaf; s[leaf] (L, inputs) for a layer's matrix, (L,) for a bias, (V,) for emb,
   // (D,) for the head. Unused ones are null.
   int64_t *z[kLeaves] = {}, *s[kLeaves] = {};
@@ -58,9 +60,11 @@ struct NudgeTask {
   // Zeros, or null: sums of X[i] X[j] for each input i of a matrix and the kPad inputs j of its chunk: (L, inputs,
   // kPad); by Input, and last the head's (D, kPad).
   int64_t* products[6] = {};
+
+  int samples() const { return antithetic ? 1 : size - 1; } // score differences of a cohort at a token
 };
 
-// Scores pairs under nudged activations, and sums their votes (nudge.cpp). block: most members a block may have, 0 to
+// Scores members under nudged activations, and sums their votes (nudge.cpp). block: most members a block may have, 0 to
 // choose.
 void nudge(const Weights& weights, const NudgeTask& task, int threads, int block, const Poll& poll);
 

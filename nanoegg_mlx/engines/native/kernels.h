@@ -74,25 +74,29 @@ struct Block {
   int32_t* projections;        // (members, rank) sign * B^T x
 };
 
-// What a block of pairs leaves for the votes. k = t pairs + p numbers its `count` pairs at tokens, kPad at a time:
-// `depth` is count rounded up to whole kPad. Matrices (entries, k) are packed in groups of k as weights are in groups
-// of inputs: `Panels` of products.h.
+// What a block of cohorts leaves for the votes: members whose scores are compared, a pair, or a lane with its first
+// member as the baseline. k = t cohorts + c numbers its `count` cohorts at tokens, kPad at a time: `depth` is count
+// rounded up to whole kPad. Matrices (entries, k) are packed in groups of k as weights are in groups of inputs:
+// `Panels` of products.h.
 struct Kept {
   size_t count, depth;
-  uint8_t* inputs;         // (all_inputs, depth), panels: the pairs' mean inputs X
-  uint64_t* coins;         // (coin_blocks_per_token, depth)
-  uint8_t* bytes;          // (depth,) the bytes read
-  int8_t *own, *later;     // (depth,) clip(d) and clip(R), zero from `count` on
-  int8_t *low, *high;      // (padded(V), depth), rows: base-128 digits of the head's errors
-  int64_t* squared_errors; // (padded(V),) their squares' sums
+  int samples;                          // score differences of a cohort at a token
+  uint8_t* inputs;                      // (all_inputs, depth), panels: inputs X, a pair's mean or a baseline's
+  uint64_t* coins;                      // (coin_blocks_per_token, samples, depth)
+  uint8_t* bytes;                       // (depth,) the bytes read
+  int8_t *own, *later;                  // (samples, depth) clip(d) and clip(R), zero from `count` on
+  int32_t *own_squares, *later_squares; // (depth,) the samples' sums of their squares
+  int8_t *low, *high;                   // (padded(V), depth), rows: base-128 digits of the head's errors
+  int64_t* squared_errors;              // (padded(V),) their squares' sums
 };
 
-// A few pairs that run through all their tokens on one core under nudged activations.
-struct PairBlock {
-  Block members; // unperturbed, twice the pairs; inputs and targets are (pairs, tokens)
+// A few cohorts that run through all their tokens on one core under nudged activations.
+struct CohortBlock {
+  Block members; // unperturbed, `size` for each cohort; inputs and targets are (cohorts, tokens)
   Key key;
-  uint64_t first_pair;
-  int pairs;
+  uint64_t first_member;
+  int cohorts, size;
+  bool antithetic; // a cohort is a pair
   int credit_decay;
   bool head_is_nudged; // or it learns from its errors
   // The nudge for each entry of a row, 0 in the padding: padded(D), padded(4 D) and padded(V) of them.
@@ -101,17 +105,18 @@ struct PairBlock {
 
   // The core's own workspace.
   size_t window;                    // tokens whose coins are drawn at a time
-  uint64_t* words;                  // (pairs, window, coin_blocks_per_token) coins; room for 16 more
+  uint64_t* words;                  // (cohorts, samples, window, coin_blocks_per_token) coins; room for 16 more
   int8_t* row;                      // (padded(max(4 D, V)),) nudges of one member
   int8_t* group;                    // (kMaxGroup, all_inputs) inputs X of an unfinished group of k
   int8_t* digits;                   // (2, kMaxGroup, padded(V)) likewise low and high
   int16_t* errors;                  // (3, padded(V))
   uint32_t* squares;                // (padded(V),)
-  int32_t *differences, *following; // (tokens, pairs) d, and (pairs,)
+  int32_t *differences, *following; // (samples, tokens, cohorts) d, and (cohorts,)
+  int32_t *scores, *log2;           // (size,) of a cohort at a token, and LOG2 of its sums of EXP2
 };
 constexpr size_t kMaxGroup = 8;
 
-// The parts of `run_block` and `run_pairs`, for tests that compare each with its scalar twin. Rows have padded()
+// The parts of `run_block` and `run_cohorts`, for tests that compare each with its scalar twin. Rows have padded()
 // lengths with zero padding.
 struct Pieces {
   // out[i] = the truncated normal of the 23-bit m[i].
@@ -139,12 +144,13 @@ struct Pieces {
   void (*flip)(const uint64_t* coins, bool inverted, size_t n, const int8_t* v, int8_t* out);
   // words[i] = Threefry block first + i of the key; writes up to 15 more.
   void (*coins)(Key key, uint64_t first, size_t count, uint64_t* words);
-  // The pair's mean head errors (padded(vocab),) in the first third of `errors`, which has room for three rows. log2:
-  // LOG2 of the two members' sums of EXP2.
+  // The mean head errors of two members (padded(vocab),) in the first third of `errors`, which has room for three rows.
+  // log2: LOG2 of the two members' sums of EXP2.
   void (*head_errors)(const int8_t* even, const int8_t* odd, int vocab, const int32_t* log2, int target,
                       int16_t* errors);
-  // own = clip(d), later = clip(R), of d (tokens, pairs); workspace: following (pairs,).
-  void (*credit)(const int32_t* d, size_t tokens, int pairs, int decay, int32_t* following, int8_t* own, int8_t* later);
+  // own = clip(d), later = clip(R), of d (tokens, cohorts); workspace: following (cohorts,).
+  void (*credit)(const int32_t* d, size_t tokens, int cohorts, int decay, int32_t* following, int8_t* own,
+                 int8_t* later);
 };
 
 // Sums over k = [first, first + count) of kept inputs; first is a multiple of kPad. Rows are a chunk of kPad entries of
@@ -152,6 +158,10 @@ struct Pieces {
 struct Sums {
   // rows (kPad, count) = w[k] with the sign of the chunk's coins[k]; totals[i] = the sum of row i.
   void (*coin_rows)(const uint64_t* coins, const int8_t* w, size_t count, int8_t* rows, int32_t* totals);
+  // The same for several samples: Q[k] = the sum over samples j < `samples` of w[j w_stride + k] with the sign of the
+  // chunk's coins[j coins_stride + k], in two digits: Q = low + 128 high, low in [-64, 63]. At most 127 samples.
+  void (*coin_digits)(const uint64_t* coins, size_t coins_stride, const int8_t* w, size_t w_stride, int samples,
+                      size_t count, int8_t* low, int8_t* high);
   // totals[i] = the sum of row i of the first `count` k.
   void (*row_totals)(const int8_t* rows, size_t count, int32_t* totals);
   // z (n, entries) += scale * rows X^T for rows [begin, begin + n) of the chunk.
@@ -159,6 +169,8 @@ struct Sums {
                    size_t depth, size_t first, size_t count, int32_t scale, int64_t* z);
   // s[i] += sum (w[k] X[i][k])^2
   void (*squares)(const uint8_t* x, int entries, size_t depth, size_t count, const int8_t* w, int64_t* s);
+  // s[i] += sum q[k] X[i][k]^2, q[k] in [0, 127^3]
+  void (*weighted_squares)(const uint8_t* x, int entries, size_t depth, size_t count, const int32_t* q, int64_t* s);
   // z[bytes[k]][i] += w[k] xi[k][i] for the n <= kCoins entries of a block of coins; z's rows are `stride` apart.
   void (*by_byte)(const uint64_t* coins, const int8_t* w, const uint8_t* bytes, size_t count, int n, size_t stride,
                   int64_t* z);
@@ -182,8 +194,8 @@ struct Isa {
   // Int8 multiply-adds done by `rounds` rounds of nothing but dot products in registers.
   uint64_t (*peak)(uint64_t rounds);
 
-  // A block of pairs, for nudge(), and the sums of its votes.
-  void (*run_pairs)(const PairBlock&);
+  // A block of cohorts, for nudge(), and the sums of its votes.
+  void (*run_cohorts)(const CohortBlock&);
   Sums sums;
 
   Pieces pieces;

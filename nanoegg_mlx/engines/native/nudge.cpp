@@ -1,7 +1,7 @@
-// Learning from nudged activations on all threads: batches of blocks of pairs, and the sums of their votes.
+// Learning from nudged activations on all threads: batches of blocks of cohorts, and the sums of their votes.
 //
-// Notable: a batch runs in two phases. First every block takes its pairs through all their tokens and keeps their
-// inputs (nudge.h). Then each job sums some rows of some matrices over all blocks of the batch, with K = pairs x
+// Notable: a batch runs in two phases. First every block takes its cohorts through all their tokens and keeps their
+// inputs (nudge.h). Then each job sums some rows of some matrices over all blocks of the batch, with K = cohorts x
 // tokens, into the one result. So sums need no copy for each thread, and the memory does not grow with the population.
 #include <algorithm>
 #include <vector>
@@ -15,33 +15,38 @@ namespace {
 // k summed at a time: 64 rows of w xi then stay in L2, and their int32 sums are exact.
 constexpr size_t kSpan = 2048;
 
-void carve(Carver& c, Kept& kept, const Shape& s, size_t count, bool head_is_nudged) {
+void carve(Carver& c, Kept& kept, const Shape& s, size_t count, int samples, bool head_is_nudged) {
   kept.count = count;
+  kept.samples = samples;
   kept.depth = padded(count);
   const size_t blocks = head_is_nudged ? coin_blocks_per_token(s) : first_coin_block(s, kNodeHead, 0);
   const size_t errors = head_is_nudged ? 0 : padded(s.vocab);
   c.take(kept.inputs, all_inputs(s) * kept.depth);
-  c.take(kept.coins, blocks * kept.depth);
+  c.take(kept.coins, blocks * samples * kept.depth);
   c.take(kept.bytes, kept.depth);
-  c.take(kept.own, kept.depth);
-  c.take(kept.later, kept.depth);
+  c.take(kept.own, samples * kept.depth);
+  c.take(kept.later, samples * kept.depth);
+  c.take(kept.own_squares, kept.depth);
+  c.take(kept.later_squares, kept.depth);
   c.take(kept.low, errors * kept.depth);
   c.take(kept.high, errors * kept.depth);
   c.take(kept.squared_errors, errors);
 }
 
-void carve(Carver& c, PairBlock& p, const Shape& s, int pairs, size_t tokens) {
-  carve(c, p.members, s, 2 * pairs, nullptr);
+void carve(Carver& c, CohortBlock& p, const Shape& s, int cohorts, int size, int samples, size_t tokens) {
+  carve(c, p.members, s, size * cohorts, nullptr);
   const size_t vocab = padded(s.vocab), blocks = coin_blocks_per_token(s);
   p.window = std::max<size_t>(1, std::min(tokens, 256 / blocks));
-  c.take(p.words, pairs * p.window * blocks + 16);
+  c.take(p.words, cohorts * samples * p.window * blocks + 16);
   c.take(p.row, std::max(padded(4 * s.width), vocab));
   c.take(p.group, kMaxGroup * all_inputs(s));
   c.take(p.digits, 2 * kMaxGroup * vocab);
   c.take(p.errors, 3 * vocab);
   c.take(p.squares, vocab);
-  c.take(p.differences, tokens * pairs);
-  c.take(p.following, pairs);
+  c.take(p.differences, samples * tokens * cohorts);
+  c.take(p.following, cohorts);
+  c.take(p.scores, size);
+  c.take(p.log2, size);
 }
 
 template <class T, class... Arguments>
@@ -148,29 +153,43 @@ struct Summer {
   }
 
   void votes(const Job& job) const {
-    std::vector<int8_t> rows(job.kind == Job::kVotes ? kPad * kSpan : 0);
+    std::vector<int8_t> rows(job.kind == Job::kVotes ? 2 * kPad * kSpan : 0);
+    int8_t* high = rows.data() + rows.size() / 2;
     int32_t totals[kPad];
     for (const Kept& kept : blocks) {
       for (size_t first = 0; first < kept.count; first += kSpan) {
         if (is_set(stop)) return;
         const size_t count = std::min(kSpan, kept.count - first);
         if (job.kind == Job::kErrors) {
-          for (const auto& [digits, scale] : {std::pair{kept.low, 1}, std::pair{kept.high, 128}}) {
-            const int8_t* part = digits + job.chunk * kPad * kept.depth + first * kPad;
-            isa.sums.row_totals(part, count, totals);
-            products(job, kept, first, count, part, totals, scale);
-          }
+          const size_t at = job.chunk * kPad * kept.depth + first * kPad;
+          digit_products(job, kept, first, count, kept.low + at, kept.high + at);
+          continue;
+        }
+        const size_t block = first_coin_block(shape, job.node, job.layer) + job.chunk;
+        const uint64_t* coins = kept.coins + block * kept.samples * kept.depth + first;
+        const int8_t* w = credit(kept, job.layer, job.node) + first;
+        if (kept.samples > 1) {
+          isa.sums.coin_digits(coins, kept.depth, w, kept.depth, kept.samples, count, rows.data(), high);
+          digit_products(job, kept, first, count, rows.data(), high);
         } else {
-          const uint64_t* coins = kept.coins + (first_coin_block(shape, job.node, job.layer) + job.chunk) * kept.depth;
-          isa.sums.coin_rows(coins + first, credit(kept, job.layer, job.node) + first, count, rows.data(), totals);
+          isa.sums.coin_rows(coins, w, count, rows.data(), totals);
           products(job, kept, first, count, rows.data(), totals, 1);
-          biases(job, totals);
         }
       }
     }
   }
 
-  // Adds the products of rows with all inputs of the node.
+  // `products` of numbers in two base-128 digits.
+  void digit_products(const Job& job, const Kept& kept, size_t first, size_t count, const int8_t* low,
+                      const int8_t* high) const {
+    int32_t totals[kPad];
+    for (const auto& [rows, scale] : {std::pair{low, 1}, std::pair{high, 128}}) {
+      isa.sums.row_totals(rows, count, totals);
+      products(job, kept, first, count, rows, totals, scale);
+    }
+  }
+
+  // Adds the products of rows with all inputs of the node, and the rows' totals to its bias.
   void products(const Job& job, const Kept& kept, size_t first, size_t count, const int8_t* rows, const int32_t* totals,
                 int scale) const {
     for (const Matrix& m : kMatrices) {
@@ -181,13 +200,10 @@ struct Summer {
                         kept.inputs + input_offset(shape, m.input, job.layer) * kept.depth, inputs, kept.depth, first,
                         count, scale, z + (job.chunk * kPad + job.begin) * inputs);
     }
-  }
-
-  void biases(const Job& job, const int32_t* totals) const {
     if (job.node != kNodeF && job.node != kNodeC) return;
     const int leaf = job.node == kNodeF ? kBf : kBh;
     int64_t* z = part(task.z[leaf], leaf, job.layer, shape.width) + job.chunk * kPad;
-    for (int i = job.begin; i < job.end; i++) z[i] += totals[i];
+    for (int i = job.begin; i < job.end; i++) z[i] += scale * totals[i];
   }
 
   void squares(const Job& job) const {
@@ -196,9 +212,14 @@ struct Summer {
     std::vector<int64_t> s(inputs);
     for (const Kept& kept : blocks) {
       if (is_set(stop)) return;
-      const int8_t* w = m.leaf == kHead && by_error() ? ones.data() : credit(kept, job.layer, m.node);
-      isa.sums.squares(kept.inputs + input_offset(shape, m.input, job.layer) * kept.depth, inputs, kept.depth,
-                       kept.count, w, s.data());
+      const uint8_t* x = kept.inputs + input_offset(shape, m.input, job.layer) * kept.depth;
+      const bool plain = m.leaf == kHead && by_error();
+      const int8_t* w = plain ? ones.data() : credit(kept, job.layer, m.node);
+      const int32_t* q = w == kept.own ? kept.own_squares : kept.later_squares;
+      if (plain || kept.samples == 1)
+        isa.sums.squares(x, inputs, kept.depth, kept.count, w, s.data());
+      else
+        isa.sums.weighted_squares(x, inputs, kept.depth, kept.count, q, s.data());
     }
     for (const int leaf : {m.leaf, m.leaf == kWh ? (int)kWf : -1})
       for (int i = 0; leaf >= 0 && i < inputs; i++) part(task.s[leaf], leaf, job.layer, inputs)[i] += s[i];
@@ -208,8 +229,9 @@ struct Summer {
     const int first = job.chunk * (int)kPad, n = std::min((int)kPad, shape.width - first);
     for (const Kept& kept : blocks) {
       if (is_set(stop)) return;
-      isa.sums.by_byte(kept.coins + job.chunk * kept.depth, kept.later, kept.bytes, kept.count, n, shape.width,
-                       task.z[kEmb] + first);
+      for (int j = 0; j < kept.samples; j++)
+        isa.sums.by_byte(kept.coins + (job.chunk * kept.samples + j) * kept.depth, kept.later + j * kept.depth,
+                         kept.bytes, kept.count, n, shape.width, task.z[kEmb] + first);
     }
   }
 
@@ -253,9 +275,8 @@ struct Summer {
     for (const Kept& kept : blocks) {
       int64_t total = 0;
       for (size_t k = 0; k < kept.count; k++) {
-        const int32_t square = kept.later[k] * kept.later[k];
-        total += square;
-        task.s[kEmb][kept.bytes[k]] += square;
+        total += kept.later_squares[k];
+        task.s[kEmb][kept.bytes[k]] += kept.later_squares[k];
       }
       for (int layer = 0; layer < shape.layers; layer++)
         for (const int leaf : {kBf, kBh}) task.s[leaf][layer] += total;
@@ -264,27 +285,29 @@ struct Summer {
   }
 };
 
-// How the pairs are divided: `batches` of at most `blocks` blocks of at most `pairs` pairs.
+// How the cohorts are divided: `batches` of at most `blocks` blocks of at most `cohorts` cohorts.
 struct Plan {
   size_t batches, blocks;
-  int pairs;
+  int cohorts;
 };
 
-// As many pairs a block as score() takes, if what they keep fits the budget: 64 MB, and 16 MB a thread. A batch has a
-// block a thread, or more as long as they keep little. Where a pair alone exceeds the budget (at a width of 64 a pair
-// keeps 1.2 kB a token, so two threads share the budget up to 40,000 tokens), a batch is fewer pairs than threads.
+// As many members a block as score() takes, if what they keep fits the budget: 64 MB, and 16 MB a thread. A batch has a
+// block a thread, or more as long as they keep little. Where a cohort alone exceeds the budget (at a width of 64 a pair
+// keeps 1.2 kB a token, so two threads share the budget up to 40,000 tokens), a batch is fewer cohorts than threads.
 Plan make_plan(const Shape& s, const NudgeTask& task, int threads, int block) {
   const size_t budget = ((size_t)64 << 20) + ((size_t)threads << 24), little = (size_t)16 << 20;
   const bool head_is_nudged = task.head_nudge > 0;
-  const auto bytes = [&](size_t pairs) { return bytes_of<Kept>(s, pairs * task.tokens, head_is_nudged); };
-  size_t pairs = std::max(1, (block > 0 ? block : 48) / 2);
-  pairs = std::min(pairs, (task.pairs + threads - 1) / threads);
-  while (pairs > 1 && threads * bytes(pairs) > budget) pairs--;
-  size_t blocks = std::max<size_t>(1, std::min<size_t>(threads, budget / bytes(pairs)));
-  blocks = std::max(blocks, little / bytes(pairs) / threads * threads);
-  const size_t batches = (task.pairs + blocks * pairs - 1) / (blocks * pairs);
+  const auto bytes = [&](size_t cohorts) {
+    return bytes_of<Kept>(s, cohorts * task.tokens, task.samples(), head_is_nudged);
+  };
+  size_t cohorts = std::max(1, (block > 0 ? block : 48) / task.size);
+  cohorts = std::min(cohorts, (task.cohorts + threads - 1) / threads);
+  while (cohorts > 1 && threads * bytes(cohorts) > budget) cohorts--;
+  size_t blocks = std::max<size_t>(1, std::min<size_t>(threads, budget / bytes(cohorts)));
+  blocks = std::max(blocks, little / bytes(cohorts) / threads * threads);
+  const size_t batches = (task.cohorts + blocks * cohorts - 1) / (blocks * cohorts);
   // Evenly.
-  const size_t per_batch = (task.pairs + batches - 1) / batches;
+  const size_t per_batch = (task.cohorts + batches - 1) / batches;
   blocks = std::min(blocks, per_batch);
   return {batches, blocks, (int)((per_batch + blocks - 1) / blocks)};
 }
@@ -293,51 +316,56 @@ Plan make_plan(const Shape& s, const NudgeTask& task, int threads, int block) {
 
 void nudge(const Weights& weights, const NudgeTask& task, int threads, int block, const Poll& poll) {
   threads = choose_threads(threads);
-  if (task.pairs == 0 || task.tokens == 0) return;
+  if (task.cohorts == 0 || task.tokens == 0) return;
   const Shape& shape = weights.model().shape;
   const bool head_is_nudged = task.head_nudge > 0;
   const Plan plan = make_plan(shape, task, threads, block);
-  const size_t T = task.tokens, state = 2 * (size_t)shape.layers * shape.width;
+  const int size = task.size, samples = task.samples();
+  const size_t T = task.tokens, state = (size_t)size * shape.layers * shape.width;
 
-  const size_t kept_bytes = bytes_of<Kept>(shape, plan.pairs * T, head_is_nudged);
+  const size_t kept_bytes = bytes_of<Kept>(shape, plan.cohorts * T, samples, head_is_nudged);
   std::vector<Buffer> memory(plan.blocks), workspaces(std::min<size_t>(threads, plan.blocks));
   for (Buffer& m : memory) m = Buffer(kept_bytes);
-  for (Buffer& w : workspaces) w = Buffer(bytes_of<PairBlock>(shape, plan.pairs, T));
+  for (Buffer& w : workspaces) w = Buffer(bytes_of<CohortBlock>(shape, plan.cohorts, size, samples, T));
   const Buffer nudges = nudge_row(task.nudge, shape.width), hidden_nudges = nudge_row(task.nudge, 4 * shape.width),
                logit_nudges = nudge_row(task.head_nudge, shape.vocab);
-  const std::vector<int8_t> ones(padded(plan.pairs * T), 1);
+  const std::vector<int8_t> ones(padded(plan.cohorts * T), 1);
 
   int stop = 0;
   for (size_t batch = 0; batch < plan.batches; batch++) {
-    const size_t first = task.pairs * batch / plan.batches, pairs = task.pairs * (batch + 1) / plan.batches - first;
-    std::vector<Kept> kept(std::min(plan.blocks, pairs));
+    const size_t first = task.cohorts * batch / plan.batches;
+    const size_t cohorts = task.cohorts * (batch + 1) / plan.batches - first;
+    std::vector<Kept> kept(std::min(plan.blocks, cohorts));
     parallel(threads, kept.size(), &stop, poll, [&](size_t job, int thread) {
-      const size_t from = first + pairs * job / kept.size(), to = first + pairs * (job + 1) / kept.size();
-      PairBlock p{};
+      const size_t from = first + cohorts * job / kept.size(), to = first + cohorts * (job + 1) / kept.size();
+      CohortBlock p{};
       Carver workspace{workspaces[thread].data()}, keeper{memory[job].data()};
-      carve(workspace, p, shape, plan.pairs, T);
-      carve(keeper, p.kept, shape, (to - from) * T, head_is_nudged);
+      carve(workspace, p, shape, plan.cohorts, size, samples, T);
+      carve(keeper, p.kept, shape, (to - from) * T, samples, head_is_nudged);
       p.members.model = &weights.model();
-      p.members.members = 2 * (int)(to - from);
+      p.members.members = size * (int)(to - from);
       p.members.tokens = T;
       p.members.inputs = task.inputs + from * T;
       p.members.targets = task.targets + from * T;
       p.members.states = task.states + from * state;
-      p.members.scores = task.scores + 2 * from;
+      p.members.scores = task.scores + size * from;
       p.members.stop = &stop;
       p.key = task.key;
-      p.first_pair = task.first_pair + from;
-      p.pairs = (int)(to - from);
+      p.first_member = task.first_member + size * from;
+      p.cohorts = (int)(to - from);
+      p.size = size;
+      p.antithetic = task.antithetic;
       p.credit_decay = task.credit_decay;
       p.head_is_nudged = head_is_nudged;
       p.nudges = nudges.as<int8_t>();
       p.hidden_nudges = hidden_nudges.as<int8_t>();
       p.logit_nudges = logit_nudges.as<int8_t>();
       if (!head_is_nudged) std::fill_n(p.kept.squared_errors, padded(shape.vocab), 0);
-      // Credit of 0 where there is no pair: the tail of the last group.
-      std::fill(p.kept.own + p.kept.count, p.kept.own + p.kept.depth, 0);
-      std::fill(p.kept.later + p.kept.count, p.kept.later + p.kept.depth, 0);
-      weights.isa().run_pairs(p);
+      // Credit of 0 where there is no cohort: the tail of the last group.
+      const size_t depth = p.kept.depth;
+      for (int8_t* w : {p.kept.own, p.kept.later})
+        for (int j = 0; j < samples; j++) std::fill(w + j * depth + p.kept.count, w + (j + 1) * depth, 0);
+      weights.isa().run_cohorts(p);
       kept[job] = p.kept;
     });
     const Summer summer{weights.isa(), task, shape, kept, ones, &stop};

@@ -1,7 +1,9 @@
-// A block of pairs through all its tokens under nudged activations, and the credit of its nudges (docs/activations.md).
+// A block of cohorts through all its tokens under nudged activations, and the credit of their nudges: pairs
+// (docs/activations.md), or lanes with a baseline (docs/lane-baseline.md).
 //
-// Notable: both members of a pair are rows side by side, with the same coins and opposite signs. Per token the block
-// keeps what the votes need: the pairs' mean inputs, the coins, and the head's errors, packed for the sums (sums.h).
+// Notable: the members of a cohort are rows side by side. Both members of a pair have the same coins and opposite
+// signs. Per token the block keeps what the votes need: the pairs' mean inputs or the baselines' own, the coins, and
+// the head's errors, packed for the sums (sums.h).
 #pragma once
 
 #include "layers.h"
@@ -17,7 +19,8 @@ void flip(const uint64_t* coins, bool inverted, size_t n, const int8_t* v, int8_
   for (size_t i = 0; i < n; i += kCoins) Tile::flip(*coins++ ^ invert, v + i, out + i);
 }
 
-// The pair's mean error of each logit: with target and rounding, (8192 2 [o = target] - POW2 - POW2) >> 1.
+// The mean error of each logit of two members, which may be one: with target and rounding, (8192 2 [o = target] - POW2
+// - POW2) >> 1.
 void head_errors(const int8_t* even, const int8_t* odd, int vocab, const int32_t* log2, int target, int16_t* errors) {
   const size_t n = padded(vocab);
   int16_t *a = errors + n, *b = a + n;
@@ -42,63 +45,88 @@ inline void split_errors(const int16_t* __restrict errors, size_t n, int8_t* __r
 }
 constexpr size_t kMostErrors = 32;
 
-void credit(const int32_t* d, size_t tokens, int pairs, int decay, int32_t* following, int8_t* own, int8_t* later) {
-  __builtin_memset(following, 0, pairs * sizeof *following);
+void credit(const int32_t* d, size_t tokens, int cohorts, int decay, int32_t* following, int8_t* own, int8_t* later) {
+  __builtin_memset(following, 0, cohorts * sizeof *following);
   for (size_t t = tokens; t-- > 0;) {
-    for (int p = 0; p < pairs; p++) {
-      const size_t k = t * pairs + p;
-      following[p] = d[k] + ((decay * following[p]) >> 4);
+    for (int c = 0; c < cohorts; c++) {
+      const size_t k = t * cohorts + c;
+      following[c] = d[k] + ((decay * following[c]) >> 4);
       own[k] = (int8_t)clip(d[k]);
-      later[k] = (int8_t)clip(following[p]);
+      later[k] = (int8_t)clip(following[c]);
     }
   }
 }
 
-// The network's parts on all members of a block of pairs, at one token.
+// squares[k] = the sum over samples of w[j depth + k]^2.
+inline void sum_sample_squares(const int8_t* w, int samples, size_t depth, int32_t* __restrict squares) {
+  __builtin_memset(squares, 0, depth * sizeof *squares);
+  for (int j = 0; j < samples; j++, w += depth)
+    for (size_t k = 0; k < depth; k++) squares[k] += w[k] * w[k];
+}
+
+// The network's parts on all members of a block of cohorts, at one token.
 struct NudgedNetwork {
-  const PairBlock& p;
+  const CohortBlock& p;
   const Block& b;
   const Shape& shape;
   const size_t row, blocks; // bytes between the members' rows; coin blocks of a token
+  const int samples;
   const Network network;
 
-  explicit NudgedNetwork(const PairBlock& block)
+  explicit NudgedNetwork(const CohortBlock& block)
       : p(block),
         b(block.members),
         shape(b.model->shape),
         row(padded(shape.width)),
         blocks(coin_blocks_per_token(shape)),
+        samples(block.kept.samples),
         network(b) {}
+
+  // The coins of sample j of cohort c are those of this pair, or of this member.
+  uint64_t number_of_coins(int c, int j) const {
+    return p.antithetic ? p.first_member / 2 + c : p.first_member + (uint64_t)c * p.size + 1 + j;
+  }
 
   // Draws the coins of the tokens from t on, and lays them out by node for the votes.
   void draw(size_t t) const {
     const size_t tokens = smaller(p.window, b.tokens - t), count = tokens * blocks;
     const size_t kept = first_coin_block(shape, kNodeHead, 0) + (p.head_is_nudged ? coin_blocks(shape, kNodeHead) : 0);
-    for (int pair = 0; pair < p.pairs; pair++)
-      coins(p.key, ((p.first_pair + pair) * b.tokens + t) * blocks, count, p.words + pair * p.window * blocks);
+    for (int c = 0; c < p.cohorts; c++)
+      for (int j = 0; j < samples; j++)
+        coins(p.key, (number_of_coins(c, j) * b.tokens + t) * blocks, count,
+              p.words + (c * samples + j) * p.window * blocks);
     for (size_t i = 0; i < tokens; i++) {
-      uint64_t* out = p.kept.coins + (t + i) * p.pairs;
-      for (size_t c = 0; c < kept; c++, out += p.kept.depth)
-        for (int pair = 0; pair < p.pairs; pair++) out[pair] = p.words[(pair * p.window + i) * blocks + c];
+      uint64_t* out = p.kept.coins + (t + i) * p.cohorts;
+      for (size_t block = 0; block < kept; block++)
+        for (int j = 0; j < samples; j++, out += p.kept.depth)
+          for (int c = 0; c < p.cohorts; c++) out[c] = p.words[((c * samples + j) * p.window + i) * blocks + block];
     }
   }
 
-  // The nudges of member m's node vector, `sizes` with its coins' signs.
+  // The nudges of member m's node vector, `sizes` with its coins' signs; zeros of a baseline.
   const int8_t* nudges(size_t t, int m, int node, int layer, const int8_t* sizes) const {
-    const uint64_t* words = p.words + (m / 2 * p.window + t % p.window) * blocks + first_coin_block(shape, node, layer);
-    flip(words, m & 1, padded(node_size(shape, node)), sizes, p.row);
+    const int c = m / p.size, i = m % p.size;
+    const size_t n = padded(node_size(shape, node));
+    if (!p.antithetic && i == 0) {
+      __builtin_memset(p.row, 0, n);
+      return p.row;
+    }
+    const int sample = p.antithetic ? c : c * samples + i - 1;
+    const uint64_t* words =
+        p.words + (sample * p.window + t % p.window) * blocks + first_coin_block(shape, node, layer);
+    flip(words, p.antithetic && i == 1, n, sizes, p.row);
     return p.row;
   }
 
-  // Keeps the mean of each pair's rows as an input X.
+  // Keeps the mean of each pair's rows, or each baseline's row, as an input X.
   void keep(size_t t, int input, int layer, const int8_t* rows) const {
     constexpr size_t G = Tile::kGroup;
     const int entries = input_size(shape, input);
     const size_t n = padded(entries), offset = input_offset(shape, input, layer);
     int8_t* group = p.group + offset * G;
-    for (int pair = 0; pair < p.pairs; pair++, rows += 2 * n) {
-      const size_t k = t * p.pairs + pair, slot = k % G;
-      mean(rows, rows + n, n, group + slot * n);
+    for (int c = 0; c < p.cohorts; c++, rows += p.size * n) {
+      const size_t k = t * p.cohorts + c, slot = k % G;
+      mean(rows, p.antithetic ? rows + n : rows, n, group + slot * n);
       if (slot + 1 < G && k + 1 < p.kept.count) continue;
       __builtin_memset(group + (slot + 1) * n, 0, (G - 1 - slot) * n);
       pack_panels(group, n, entries, p.kept.depth, k / G, p.kept.inputs + offset * p.kept.depth);
@@ -108,8 +136,8 @@ struct NudgedNetwork {
   // Each member's byte, embedded and nudged; byte 0 zeroes the states.
   void embed(size_t t) const {
     for (int m = 0; m < b.members; m++) {
-      const int byte = b.inputs[m / 2 * b.tokens + t];
-      if (m % 2 == 0) p.kept.bytes[t * p.pairs + m / 2] = (uint8_t)byte;
+      const int c = m / p.size, byte = b.inputs[c * b.tokens + t];
+      if (m % p.size == 0) p.kept.bytes[t * p.cohorts + c] = (uint8_t)byte;
       if (byte == 0)
         for (int layer = 0; layer < shape.layers; layer++)
           __builtin_memset(b.h + ((size_t)layer * b.members + m) * row, 0, row);
@@ -151,21 +179,24 @@ struct NudgedNetwork {
     network.normalise(b.x, kLnOut, 0);
     keep(t, kInputY, shape.layers, b.y);
     network.product(kHead, 0, b.y, b.out);
-    for (int pair = 0; pair < p.pairs; pair++) {
-      const size_t k = t * p.pairs + pair;
-      const int target = b.targets[pair * b.tokens + t];
-      int32_t log2[2], score[2];
-      for (int i = 0; i < 2; i++) {
-        const int m = 2 * pair + i;
+    for (int c = 0; c < p.cohorts; c++) {
+      const size_t k = t * p.cohorts + c;
+      const int target = b.targets[c * b.tokens + t];
+      const int8_t* first = b.out + (size_t)c * p.size * n;
+      for (int i = 0; i < p.size; i++) {
+        const int m = c * p.size + i;
         int8_t* logits = b.out + m * n;
         if (p.head_is_nudged) add(logits, nudges(t, m, kNodeHead, 0, p.logit_nudges), n);
-        log2[i] = log2_sixteenths(Tile::exp2_sum(logits, shape.vocab));
-        score[i] = logits[target] + 128 - log2[i];
-        b.scores[m] += score[i];
+        p.log2[i] = log2_sixteenths(Tile::exp2_sum(logits, shape.vocab));
+        p.scores[i] = logits[target] + 128 - p.log2[i];
+        b.scores[m] += p.scores[i];
       }
-      p.differences[k] = score[0] - score[1];
+      for (int j = 0; j < samples; j++)
+        p.differences[j * b.tokens * p.cohorts + k] =
+            p.antithetic ? p.scores[0] - p.scores[1] : p.scores[1 + j] - p.scores[0];
       if (p.head_is_nudged) continue;
-      head_errors(b.out + 2 * pair * n, b.out + (2 * pair + 1) * n, shape.vocab, log2, target, p.errors);
+      if (!p.antithetic) p.log2[1] = p.log2[0];
+      head_errors(first, p.antithetic ? first + n : first, shape.vocab, p.log2, target, p.errors);
       keep_errors(k);
     }
   }
@@ -189,7 +220,7 @@ struct NudgedNetwork {
   }
 };
 
-void run_pairs(const PairBlock& p) {
+void run_cohorts(const CohortBlock& p) {
   const Block& b = p.members;
   const size_t D = b.model->shape.width;
   const NudgedNetwork network(p);
@@ -204,7 +235,11 @@ void run_pairs(const PairBlock& p) {
     network.head(t);
   }
   for_each_state(b, [D](int8_t* row, int8_t* state) { __builtin_memcpy(state, row, D); });
-  credit(p.differences, b.tokens, p.pairs, p.credit_decay, p.following, p.kept.own, p.kept.later);
+  for (int j = 0; j < p.kept.samples; j++)
+    credit(p.differences + j * p.kept.count, b.tokens, p.cohorts, p.credit_decay, p.following,
+           p.kept.own + j * p.kept.depth, p.kept.later + j * p.kept.depth);
+  sum_sample_squares(p.kept.own, p.kept.samples, p.kept.depth, p.kept.own_squares);
+  sum_sample_squares(p.kept.later, p.kept.samples, p.kept.depth, p.kept.later_squares);
 }
 
 } // namespace

@@ -1,6 +1,6 @@
-// Packing of what a block of pairs leaves for the votes, and the sums over it (docs/activations.md, "Votes").
+// Packing of what a block of cohorts leaves for the votes, and the sums over it (docs/activations.md, "Votes").
 //
-// Notable: a vote is an int8 product with K = pairs x tokens. Both its factors are packed in groups of k, as dot
+// Notable: a vote is an int8 product with K = cohorts x tokens. Both its factors are packed in groups of k, as dot
 // products read them, at the moment when they are computed: nothing is transposed. The coins are kept as bits and
 // become rows of w xi, a chunk of 64 entries and some thousand k at a time, just before the products that read them.
 #pragma once
@@ -83,6 +83,29 @@ void coin_rows(const uint64_t* coins, const int8_t* w, size_t count, int8_t* row
   }
 }
 
+void coin_digits(const uint64_t* coins, size_t coins_stride, const int8_t* w, size_t w_stride, int samples,
+                 size_t count, int8_t* low, int8_t* high) {
+  constexpr size_t G = Tile::kGroup;
+  alignas(64) int8_t lows[G * kPad], highs[G * kPad], same[kPad], signed_w[kPad];
+  for (size_t k = 0; k < count; k += G, low += kPad * G, high += kPad * G) {
+    for (size_t g = 0; g < G; g++) {
+      int16_t sums[kPad] = {};
+      for (int j = 0; j < samples; j++) {
+        __builtin_memset(same, w[j * w_stride + k + g], kPad);
+        Tile::flip(coins[j * coins_stride + k + g], same, signed_w);
+        for (size_t i = 0; i < kPad; i++) sums[i] = (int16_t)(sums[i] + signed_w[i]);
+      }
+      for (size_t i = 0; i < kPad; i++) {
+        const int16_t h = (int16_t)((sums[i] + 64) >> 7);
+        highs[g * kPad + i] = (int8_t)h;
+        lows[g * kPad + i] = (int8_t)(sums[i] - h * 128);
+      }
+    }
+    interleave(lows, kPad, 0, (uint8_t*)low);
+    interleave(highs, kPad, 0, (uint8_t*)high);
+  }
+}
+
 template <class T>
 inline void row_totals_of(const int8_t* rows, size_t count, int32_t* totals) {
   constexpr size_t G = T::kGroup;
@@ -145,6 +168,26 @@ void sum_squares(const uint8_t* x, int entries, size_t depth, size_t count, cons
     }
     for (size_t i = 0; i < smaller(width, entries - n); i++)
       for (size_t j = 0; j < G; j++) s[n + i] += (int64_t)totals[i * G + j];
+  }
+}
+
+void sum_weighted_squares(const uint8_t* x, int entries, size_t depth, size_t count, const int32_t* q, int64_t* s) {
+  constexpr size_t G = Tile::kGroup;
+  const size_t groups = whole_groups(count), lanes_total = whole_lanes(entries);
+  for (size_t n = 0; n < lanes_total; n += Tile::kPanel) {
+    const size_t width = smaller(Tile::kPanel, lanes_total - n), some = smaller(width, entries - n);
+    const uint8_t* p = x + n * depth;
+    int64_t totals[Tile::kPanel] = {};
+    for (size_t g = 0; g < groups; g++, p += width * G) {
+      const int32_t* weights = q + g * G;
+      for (size_t i = 0; i < some; i++) {
+        for (size_t j = 0; j < G; j++) {
+          const int32_t v = (int8_t)(p[i * G + j] ^ Tile::kBias);
+          totals[i] += (int64_t)weights[j] * (v * v);
+        }
+      }
+    }
+    for (size_t i = 0; i < some; i++) s[n + i] += totals[i];
   }
 }
 
