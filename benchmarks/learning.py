@@ -7,9 +7,9 @@
 The methods: perturbed weights; nudged activations with head_rule error (also with decorrelated inputs) and perturb; and
 in floats by backpropagation the same minGRU (mingru) and a transformer, by Adam or SGD. All read the same batches of
 --train (the quickstart's corpus by default), with one update for each: a lane of text has --pairs pairs of members, or
-one row of a float batch, so 2 x pairs members of an evolution strategy read each byte. Time is that of the processor, all
-threads together: it hardly depends on what else the machine does. MLX's floats on a Linux CPU use the reference BLAS;
-with LD_PRELOAD=libopenblas.so.0 (Debian: libopenblas0-pthread) they are several times as fast.
+one row of a float batch, so 2 x pairs members of an evolution strategy read each byte. Time is that of the processor,
+all threads together: it hardly depends on what else the machine does. MLX's floats on a Linux CPU use the reference
+BLAS; with LD_PRELOAD=libopenblas.so.0 (Debian: libopenblas0-pthread) they are several times as fast.
 """
 
 from __future__ import annotations

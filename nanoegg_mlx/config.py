@@ -1,17 +1,15 @@
 """The configuration of a run: one frozen dataclass, checked when it is made, read from and written to TOML.
 
 Field names are flat (`Config(seed=0, n_layer=2)`); in a TOML file they are in the tables [model], [evolution],
-[data] and [run]. Each field carries its table, its help text with the unit, and its allowed range, and the
-command line's options are generated from the same three. It also states whether a resumed run may change the field
-and whether the ranks of a job may differ in it. Defaults are the reference's (spec section 9).
+[data] and [run]. Each field carries its table, help text, allowed range and rules (fields.py), and the command line's
+options are generated from them. Defaults are the reference's (spec section 9).
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
+import os
 import tomllib
-import types
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +17,7 @@ from typing import Any, Literal
 import tomli_w
 
 from nanoegg_mlx.errors import InputError
+from nanoegg_mlx.fields import checked, setting
 
 TABLES = ("model", "evolution", "data", "run")
 MOST_COMPARED = 128
@@ -26,61 +25,22 @@ MOST_COMPARED = 128
 ENGINES = ("auto", "cpu", "mlx", "both")
 
 
-def _field(
-    table: str,
-    default: Any,
-    help: str,
-    *,
-    low: float | None = None,
-    high: float | None = None,
-    above: float | None = None,
-    even: bool = False,
-    choices: tuple[str, ...] | None = None,
-    may_change: bool = False,
-    per_rank: bool = False,
-    only_with: Literal["weights", "activations"] | None = None,
-) -> Any:
-    """A dataclass field with its TOML table, help text and rules.
-
-    Args:
-        low, high, above: bounds; `above` excludes its value, the others include it.
-        may_change: a resumed run may have another value, since the field does not decide the results.
-        per_rank: the ranks of a job may have different values; the run records rank 0's.
-        only_with: value of `perturb` that the field belongs to; with another one it must have its default.
-    """
-    return dataclasses.field(
-        default=default,
-        metadata={
-            "table": table,
-            "help": help,
-            "low": low,
-            "high": high,
-            "above": above,
-            "even": even,
-            "choices": choices,
-            "may_change": may_change,
-            "per_rank": per_rank,
-            "only_with": only_with,
-        },
-    )
-
-
 @dataclass(frozen=True)
 class Config:
     """All settings of a run. Raises InputError, naming the field and its range, for a bad value."""
 
-    n_layer: int = _field("model", 6, "number of layers", low=1, high=1024)
-    n_embd: int = _field("model", 256, "width of the residual stream and of a state", low=1, high=16384)
-    vocab_size: int = _field("model", 256, "number of byte values in the vocabulary", low=1, high=256)
-    zero_head: bool = _field("model", False, "start with an output layer of zeros, which predicts all bytes alike")
+    n_layer: int = setting("model", 6, "number of layers", low=1, high=1024)
+    n_embd: int = setting("model", 256, "width of the residual stream and of a state", low=1, high=16384)
+    vocab_size: int = setting("model", 256, "number of byte values in the vocabulary", low=1, high=256)
+    zero_head: bool = setting("model", False, "start with an output layer of zeros, which predicts all bytes alike")
 
-    seed: int = _field("evolution", 0, "seed of initial weights and perturbations", low=0, high=2**64 - 1)
-    population: int = _field(
+    seed: int = setting("evolution", 0, "seed of initial weights and perturbations", low=0, high=2**64 - 1)
+    population: int = setting(
         "evolution", 1024, "members scored in an epoch, in antithetic pairs", low=2, high=2**30, even=True
     )
-    group_size: int = _field("evolution", 2, "consecutive members that read the same lane of text", low=2, even=True)
-    rank: int = _field("evolution", 1, "rank of a matrix's perturbation", low=1, high=4096, only_with="weights")
-    num_perturbations: int = _field(
+    group_size: int = setting("evolution", 2, "consecutive members that read the same lane of text", low=2, even=True)
+    rank: int = setting("evolution", 1, "rank of a matrix's perturbation", low=1, high=4096, only_with="weights")
+    num_perturbations: int = setting(
         "evolution",
         0,
         "members with different noise; the others repeat it (0: all)",
@@ -89,11 +49,13 @@ class Config:
         even=True,
         only_with="weights",
     )
-    noise_reuse: int = _field(
+    noise_reuse: int = setting(
         "evolution", 1, "epochs that share one draw of the noise (0: all of them)", low=0, only_with="weights"
     )
-    sigma_shift: int = _field("evolution", 4, "the noise scale is 2^-sigma_shift", low=-4, high=27, only_with="weights")
-    alpha: float = _field(
+    sigma_shift: int = setting(
+        "evolution", 4, "the noise scale is 2^-sigma_shift", low=-4, high=27, only_with="weights"
+    )
+    alpha: float = setting(
         "evolution",
         4.0,
         "share of entries that pure noise would move: constant up to 1; above 1 it starts at 1 and reaches "
@@ -101,28 +63,42 @@ class Config:
         above=0,
         high=64,
     )
-    alpha_decay_timestep: int = _field("evolution", 1000, "epochs until a decaying alpha has reached 2^-alpha", low=1)
-    use_clt: bool = _field(
+    alpha_decay_timestep: int = setting("evolution", 1000, "epochs until a decaying alpha has reached 2^-alpha", low=1)
+    use_clt: bool = setting(
         "evolution", True, "vote with the perturbations themselves (false: with their signs)", only_with="weights"
     )
-    fast_fitness: bool = _field(
+    fast_fitness: bool = setting(
         "evolution",
         True,
         "a pair's fitness is the sign of its difference (false: normalised by the rms)",
         only_with="weights",
     )
+    fitness_limit: int = setting(
+        "evolution",
+        127,
+        "largest normalised fitness of a pair, in sixteenths of the rms (docs/perturbed-weights.md)",
+        low=1,
+        high=127,
+        only_with="weights",
+    )
+    sparse_embedding: bool = setting(
+        "evolution",
+        False,
+        "let only pairs that have read a byte vote on its embedding (docs/perturbed-weights.md)",
+        only_with="weights",
+    )
 
-    perturb: str = _field(
+    perturb: str = setting(
         "evolution",
         "weights",
         "perturbed quantity: weights (the reference) or activations (docs/activations.md)",
         choices=("weights", "activations"),
     )
-    nudge: int = _field("evolution", 2, "size of an activation's nudge", low=1, high=64, only_with="activations")
-    head_nudge: int = _field(
+    nudge: int = setting("evolution", 2, "size of an activation's nudge", low=1, high=64, only_with="activations")
+    head_nudge: int = setting(
         "evolution", 4, "size of a logit's nudge, with head_rule = perturb", low=1, high=64, only_with="activations"
     )
-    credit_decay: int = _field(
+    credit_decay: int = setting(
         "evolution",
         12,
         "discount of later score differences a token, in sixteenths",
@@ -130,7 +106,7 @@ class Config:
         high=15,
         only_with="activations",
     )
-    head_rule: str = _field(
+    head_rule: str = setting(
         "evolution",
         "error",
         "learning of the head: from its own error, or perturbed like the other nodes",
@@ -138,13 +114,13 @@ class Config:
         only_with="activations",
     )
 
-    decorrelate: bool = _field(
+    decorrelate: bool = setting(
         "evolution",
         False,
         "let matrices learn as if their inputs were uncorrelated (docs/decorrelation.md)",
         only_with="activations",
     )
-    antithetic: bool = _field(
+    antithetic: bool = setting(
         "evolution",
         True,
         "nudge the members of a pair in opposite directions (false: compare a lane's members with its first, which has "
@@ -152,32 +128,32 @@ class Config:
         only_with="activations",
     )
 
-    tokens_per_update: int = _field("data", 100, "bytes that each member reads in an epoch", low=1)
-    train: str = _field(
+    tokens_per_update: int = setting("data", 100, "bytes that each member reads in an epoch", low=1)
+    train: str = setting(
         "data", "data/minipile_train.npy", "training cache (1-D uint8 .npy)", may_change=True, per_rank=True
     )
-    valid: str = _field(
+    valid: str = setting(
         "data", "data/minipile_valid.npy", "validation cache (1-D uint8 .npy)", may_change=True, per_rank=True
     )
 
-    name: str = _field(
+    name: str = setting(
         "run", "run", "name of the run's folder; a number is added if it exists", may_change=True, per_rank=True
     )
-    checkpoints: str = _field(
+    checkpoints: str = setting(
         "run", "checkpoints", "folder that holds the runs' folders", may_change=True, per_rank=True
     )
-    num_epochs: int = _field("run", 1000, "epochs (updates) to train for", low=0, may_change=True)
-    validate_every: int = _field("run", 10, "epochs between validations (0: only at the end)", low=0, may_change=True)
-    validation_batch_size: int = _field(
+    num_epochs: int = setting("run", 1000, "epochs (updates) to train for", low=0, may_change=True)
+    validate_every: int = setting("run", 10, "epochs between validations (0: only at the end)", low=0, may_change=True)
+    validation_batch_size: int = setting(
         "run", 1024, "rows that the validation set is cut into, scored in parallel", low=1
     )
-    sample_bytes: int = _field(
+    sample_bytes: int = setting(
         "run", 0, "bytes of a sample that each validation shows in the log (0: none)", low=0, may_change=True
     )
-    checkpoint_every: int = _field(
+    checkpoint_every: int = setting(
         "run", 100, "epochs between checkpoints (0: only at the end)", low=0, may_change=True
     )
-    keep: int = _field(
+    keep: int = setting(
         "run",
         3,
         "newest checkpoints to keep, besides the best on validation",
@@ -185,7 +161,7 @@ class Config:
         may_change=True,
         per_rank=True,
     )
-    engine: str = _field(
+    engine: str = setting(
         "run",
         "auto",
         "code that scores and updates: the CPU's cores, MLX's device, both together, or by measurement",
@@ -193,10 +169,10 @@ class Config:
         may_change=True,
         per_rank=True,
     )
-    threads: int = _field(
+    threads: int = setting(
         "run", 0, "threads of the CPU engine (0: all usable cores)", low=0, high=4096, may_change=True, per_rank=True
     )
-    chunk: int = _field(
+    chunk: int = setting(
         "run",
         0,
         "members scored at a time, which bounds memory (0: chosen)",
@@ -205,21 +181,21 @@ class Config:
         may_change=True,
         per_rank=True,
     )
-    update: str = _field(
+    update: str = setting(
         "run",
         "auto",
         "in a job of several processes: each sums all votes, or a share of them (auto: the faster one, by measurement)",
         choices=("auto", "replicated", "sharded"),
         may_change=True,
     )
-    check_every: int = _field(
+    check_every: int = setting(
         "run",
         100,
         "epochs between comparisons of the processes' parameters (0: only with checkpoints)",
         low=0,
         may_change=True,
     )
-    timeout: float = _field(
+    timeout: float = setting(
         "run",
         60.0,
         "seconds beyond the expected that a process waits for the others",
@@ -231,7 +207,7 @@ class Config:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            value = _checked(field, getattr(self, field.name))
+            value = checked(field, getattr(self, field.name))
             object.__setattr__(self, field.name, value)
         if self.population % self.group:
             raise InputError(
@@ -247,6 +223,11 @@ class Config:
         if not self.antithetic and self.group > MOST_COMPARED:
             raise InputError(
                 f"group_size is {self.group_size}; it must be at most {MOST_COMPARED} with antithetic = false."
+            )
+        if self.fast_fitness and self.fitness_limit != 127:
+            raise InputError(
+                f"fitness_limit is {self.fitness_limit}; it must be 127 with fast_fitness = true, since it limits "
+                "normalised fitness."
             )
         if not self.name or Path(self.name).name != self.name or self.name in {".", ".."}:
             raise InputError(f"name is {self.name!r}; it must be a folder's name without slashes.")
@@ -306,13 +287,14 @@ class Config:
         except (ValueError, RecursionError) as error:
             raise InputError(f"The config {path} is not valid TOML: {error}.") from error
         config = cls.from_document(document, f"The config {path}", **overrides)
+        # Unlike Path.exists, os.path.exists takes names that are too long for a file.
         beside = {
             name: str(Path(path).parent / getattr(config, name))
             for name in ("train", "valid")
-            if name not in overrides and not Path(getattr(config, name)).exists()
+            if name not in overrides and not os.path.exists(Path(getattr(config, name)))
         }
         # A relative path is one from the working folder, or else one from the config's.
-        return config.replace(**{name: found for name, found in beside.items() if Path(found).exists()})
+        return config.replace(**{name: found for name, found in beside.items() if os.path.exists(found)})
 
     @classmethod
     def from_document(cls, document: dict[str, Any], where: str, **overrides: Any) -> Config:
@@ -346,7 +328,7 @@ def from_dict(values: dict[str, Any]) -> Config:
 
 
 def fields_marked(mark: Literal["may_change", "per_rank"]) -> tuple[str, ...]:
-    """The names of the fields whose metadata has this mark (`_field` defines the marks)."""
+    """The names of the fields whose metadata has this mark (`fields.setting` defines the marks)."""
     return tuple(field.name for field in dataclasses.fields(Config) if field.metadata[mark])
 
 
@@ -355,68 +337,3 @@ def _field_named(name: str, where: str) -> dataclasses.Field[Any]:
     if name not in fields:
         raise InputError(f"{where} has an unknown key {name!r}; it must be one of {', '.join(fields)}.")
     return fields[name]
-
-
-_KINDS = types.MappingProxyType(
-    {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a string"}
-)
-
-
-def _checked(field: dataclasses.Field[Any], value: Any) -> Any:
-    """The value as the field's plain Python type, or InputError."""
-    kind = str(field.type)
-    allowed = describe_range(field)
-    problem = InputError(f"{field.name} is {value!r}; it must be {allowed}.")
-    if kind == "bool":
-        if not isinstance(value, bool):
-            raise problem
-        return value
-    if kind == "str":
-        choices = field.metadata["choices"]
-        if not isinstance(value, str) or (choices and value not in choices):
-            raise problem
-        if not _is_text(value):
-            # Bytes of a command line that are not UTF-8 arrive as surrogates; neither TOML nor JSON can hold them.
-            raise InputError(f"{field.name} is {value!r}; it must be text that UTF-8 can encode, without a NUL.")
-        return value
-    if isinstance(value, bool):
-        raise problem
-    try:
-        number = value.__index__() if kind == "int" else float(value)
-    except (AttributeError, TypeError, ValueError) as error:
-        raise problem from error
-    low, high, above = (field.metadata[bound] for bound in ("low", "high", "above"))
-    if (
-        not math.isfinite(number)
-        or (low is not None and number < low)
-        or (high is not None and number > high)
-        or (above is not None and number <= above)
-        or (field.metadata["even"] and number % 2)
-    ):
-        raise problem
-    return number
-
-
-def _is_text(value: str) -> bool:
-    try:
-        return b"\0" not in value.encode()
-    except UnicodeEncodeError:
-        return False
-
-
-def describe_range(field: dataclasses.Field[Any]) -> str:
-    """The values that a field accepts, in words: 'an even whole number from 2 to 1073741824'."""
-    choices = field.metadata["choices"]
-    if choices:
-        return " or ".join(repr(choice) for choice in choices)
-    text = _KINDS[str(field.type)]
-    if field.metadata["even"]:
-        text = "an even whole number"
-    low, high, above = (field.metadata[bound] for bound in ("low", "high", "above"))
-    if above is not None:
-        text += f" above {above}"
-    if low is not None:
-        text += f" from {low}" if high is not None else f" of at least {low}"
-    if high is not None:
-        text += f" {'to' if low is not None else 'and up to'} {high}"
-    return text

@@ -254,12 +254,12 @@ def member_text(c: Any, tokens: np.ndarray, member: int, epoch: int) -> np.ndarr
 # Section 7: the update
 
 
-def fitness(scores: np.ndarray, fast: bool) -> np.ndarray:
+def fitness(scores: np.ndarray, fast: bool, limit: int = 127) -> np.ndarray:
     difference = scores[0::2].astype(np.int64) - scores[1::2]
     if fast:
         return np.sign(difference)
     rms = max(math.isqrt(int((difference**2).sum()) // len(difference)), 1)
-    return clip(16 * difference // rms)
+    return np.minimum(np.maximum(clip(16 * difference // rms), -limit), limit)
 
 
 def threshold(c: Any, epoch: int) -> int:
@@ -275,12 +275,14 @@ def vote(c: Any, E: Any) -> np.ndarray:
     return A @ B.T
 
 
-def votes(c: Any, fit: np.ndarray, epoch: int) -> Params:
-    """Z of each leaf, over all pairs."""
+def votes(c: Any, fit: np.ndarray, epoch: int, texts: list[set[int]] | None = None) -> Params:
+    """Z of each leaf, over all pairs. `texts`: the bytes that each pair has read; it votes on their embeddings only."""
     Z: Params = {}
     for pair, f in enumerate(fit):
         for name, layers in member_noise(c, 2 * pair, epoch).items():
             ballot = np.stack([f * vote(c, E) for E in layers])
+            if texts is not None and name == "emb":
+                ballot[0, [v for v in range(c.vocab_size) if v not in texts[pair]]] = 0
             Z[name] = Z.get(name, 0) + (ballot if name.startswith("blocks.") else ballot[0])
     return {name: z if c.fast_fitness else z >> 4 for name, z in Z.items()}
 
@@ -290,9 +292,18 @@ def move(parameter: np.ndarray, Z: np.ndarray, bound: int) -> np.ndarray:
     return clip(parameter.astype(np.int64) + step).astype(np.int8)
 
 
-def update(c: Any, params: Params, fit: np.ndarray, epoch: int) -> Params:
-    bound = threshold(c, epoch) * math.isqrt(c.population // 2) * (256 if c.use_clt else 1)
-    return {name: move(params[name], Z, bound) for name, Z in votes(c, fit, epoch).items()}
+def bound(c: Any, epoch: int, voters: int) -> int:
+    return threshold(c, epoch) * math.isqrt(voters) * (256 if c.use_clt else 1)
+
+
+def update(c: Any, params: Params, fit: np.ndarray, epoch: int, texts: list[set[int]] | None = None) -> Params:
+    Z = votes(c, fit, epoch, texts)
+    moved = {name: move(params[name], Z[name], bound(c, epoch, c.population // 2)) for name in Z}
+    for v in range(c.vocab_size if texts is not None else 0):
+        voters = sum(v in text for text in texts or [])
+        row = params["emb"][v]
+        moved["emb"][v] = move(row, Z["emb"][v], bound(c, epoch, voters)) if voters else row
+    return moved
 
 
 # Section 8: validation
@@ -318,13 +329,16 @@ class Oracle:
     def step(self) -> tuple[np.ndarray, np.ndarray]:
         """One epoch: the members' scores (N,) and the pairs' fitness (N/2,)."""
         c, scores, states = self.config, [], []
+        texts: list[set[int]] = []
         for member, state in enumerate(self.states):
             noise = member_noise(c, member, self.epoch)
             text = member_text(c, self.tokens, member, self.epoch)
             score, state = read(self.params, noise, 4 + c.sigma_shift, state, text)
             scores.append(score)
             states.append(state)
-        fit = fitness(np.array(scores), c.fast_fitness)
-        self.params = update(c, self.params, fit, self.epoch)
+            if member % 2 == 0:
+                texts.append(set(text[:-1].tolist()))
+        fit = fitness(np.array(scores), c.fast_fitness, c.fitness_limit)
+        self.params = update(c, self.params, fit, self.epoch, texts if c.sparse_embedding else None)
         self.states, self.epoch = np.array(states).astype(np.int8), self.epoch + 1
         return np.array(scores), fit

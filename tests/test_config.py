@@ -64,6 +64,19 @@ def test_toml_round_trip(tmp_path: Path) -> None:
         ({"alpha_decay_timestep": 0}, ["alpha_decay_timestep is 0", "at least 1"]),
         ({"use_clt": 1}, ["use_clt is 1", "true or false"]),
         ({"noise_reuse": -1}, ["noise_reuse is -1", "at least 0"]),
+        ({"fast_fitness": False, "fitness_limit": 0}, ["fitness_limit is 0", "from 1 to 127"]),
+        ({"fast_fitness": False, "fitness_limit": 128}, ["fitness_limit is 128", "from 1 to 127"]),
+        ({"fast_fitness": False, "fitness_limit": 2.5}, ["fitness_limit is 2.5", "whole number"]),
+        ({"fitness_limit": 20}, ["fitness_limit is 20; it must be 127 with fast_fitness = true", "normalised"]),
+        (
+            {"perturb": "activations", "fitness_limit": 20},
+            ["fitness_limit is 20; it must be 127 with perturb = 'activations'"],
+        ),
+        ({"sparse_embedding": 1}, ["sparse_embedding is 1", "true or false"]),
+        (
+            {"perturb": "activations", "sparse_embedding": True},
+            ["sparse_embedding is True; it must be False with perturb = 'activations'"],
+        ),
         ({"tokens_per_update": 0}, ["tokens_per_update is 0", "at least 1"]),
         ({"engine": "gpu"}, ["engine is 'gpu'", "'auto'", "'mlx'", "'cpu'"]),
         ({"name": "a/b"}, ["name is 'a/b'", "folder"]),
@@ -98,6 +111,14 @@ def test_refused_files(tmp_path: Path, text: str, parts: list[str]) -> None:
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"nowhere\.toml cannot be read"):
         Config.from_toml(tmp_path / "nowhere.toml")
+
+
+def test_options_of_perturbed_weights_come_back(tmp_path: Path) -> None:
+    config = Config(fast_fitness=False, fitness_limit=20, sparse_embedding=True)
+    (tmp_path / "c.toml").write_text(config.to_toml())
+    assert Config.from_toml(tmp_path / "c.toml") == config
+    other = config.with_estimator("activations")
+    assert (other.fitness_limit, other.sparse_embedding, other.fast_fitness) == (127, False, True)
 
 
 def test_an_unknown_keyword_is_named() -> None:

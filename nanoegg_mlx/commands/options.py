@@ -7,7 +7,8 @@ import dataclasses
 import json
 from typing import Any, NoReturn
 
-from nanoegg_mlx.config import ENGINES, TABLES, Config, describe_range
+from nanoegg_mlx.config import ENGINES, TABLES, Config
+from nanoegg_mlx.fields import describe_range
 
 
 class Parser(argparse.ArgumentParser):

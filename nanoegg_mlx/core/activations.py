@@ -21,7 +21,7 @@ import mlx.core as mx
 import numpy as np
 
 from nanoegg_mlx.config import Config
-from nanoegg_mlx.core.coins import Coins, NodeKey, NudgedActivations, coins, nodes
+from nanoegg_mlx.core.coins import Coins, NodeKey, NudgedActivations, coins
 from nanoegg_mlx.core.fixed_point import MAX_INT8, POW2, clip, exact_matmul
 from nanoegg_mlx.core.model import Tap, forward, view
 from nanoegg_mlx.core.params import Leaf, Params, leaves

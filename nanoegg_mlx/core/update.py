@@ -21,17 +21,18 @@ MAX_NOISE = 86
 """Largest magnitude of a perturbation's draw."""
 
 
-def fitness(scores: np.ndarray, fast: bool) -> np.ndarray:
+def fitness(scores: np.ndarray, fast: bool, limit: int = MAX_INT8) -> np.ndarray:
     """The fitness of each antithetic pair.
 
     Args:
         scores: (N,) integers, even members first in each pair.
         fast: sign of the difference; otherwise the difference over its rms, in Q4 and clipped.
+        limit: largest magnitude of the latter, 1 to 127 (docs/perturbed-weights.md).
 
     Returns:
-        (N/2,) int8: in {-1, 0, 1}, or in [-127, 127].
+        (N/2,) int8: in {-1, 0, 1}, or in [-limit, limit].
     """
-    return fitness_of(differences(scores), fast)
+    return fitness_of(differences(scores), fast, limit)
 
 
 def differences(scores: np.ndarray) -> np.ndarray:
@@ -39,12 +40,12 @@ def differences(scores: np.ndarray) -> np.ndarray:
     return scores[0::2].astype(np.int64) - scores[1::2]
 
 
-def fitness_of(differences: np.ndarray, fast: bool) -> np.ndarray:
+def fitness_of(differences: np.ndarray, fast: bool, limit: int = MAX_INT8) -> np.ndarray:
     """`fitness` from the differences of all pairs, (N/2,) integers."""
     if fast:
         return np.sign(differences).astype(np.int8)
     rms = max(math.isqrt(sum_of_squares(differences) // len(differences)), 1)
-    return np.clip(ONE * differences.astype(np.int64) // rms, -MAX_INT8, MAX_INT8).astype(np.int8)
+    return np.clip(ONE * differences.astype(np.int64) // rms, -limit, limit).astype(np.int8)
 
 
 def sum_of_squares(values: np.ndarray) -> int:
@@ -71,13 +72,32 @@ def threshold_at(config: Config, epoch: int) -> int:
 
 def vote_bound(config: Config, epoch: int) -> int:
     """`bound` of section 7: an entry with 16 |Z| below it stays."""
-    scale = 256 if config.use_clt else 1
-    return threshold_at(config, epoch) * math.isqrt(config.pairs) * scale
+    return _bound_of_one(config, epoch) * math.isqrt(config.pairs)
+
+
+def embedding_bounds(config: Config, epoch: int, reads: np.ndarray) -> np.ndarray:
+    """The bounds of the embedding's rows if only those who have read a byte vote on it (docs/perturbed-weights.md).
+
+    Args:
+        reads: (lanes, V) bool, the bytes among each lane's inputs of the epoch.
+
+    Returns:
+        (V,) int64: `bound` from the number of pairs that vote on the row. Where there is none, Z is 0 and the bound 1,
+        so that the row stays.
+    """
+    voters = reads.sum(axis=0) * (config.group // 2)
+    one = _bound_of_one(config, epoch)
+    return np.array([one * math.isqrt(n) if n else 1 for n in voters.tolist()], np.int64)
+
+
+def _bound_of_one(config: Config, epoch: int) -> int:
+    """The bound of an entry with a single voter."""
+    return threshold_at(config, epoch) * (256 if config.use_clt else 1)
 
 
 def vote_dtype(config: Config) -> mx.Dtype:
     """int32 if no vote of this population can overflow it, else int64."""
-    largest_fitness = 1 if config.fast_fitness else MAX_INT8
+    largest_fitness = 1 if config.fast_fitness else config.fitness_limit
     largest = config.pairs * config.rank * MAX_NOISE**2 * largest_fitness
     return mx.int32 if largest < 2**31 else mx.int64
 
@@ -115,20 +135,33 @@ def votes(E: LeafNoise, fitness: mx.array, use_clt: bool, dtype: mx.Dtype) -> mx
     return Z + (exact_matmul(high.T, B, max_product).astype(dtype) << 7)
 
 
-def add_votes(Z: dict[str, mx.array], noise: Noise, fitness: mx.array, config: Config) -> dict[str, mx.array]:
-    """The votes of one more chunk of pairs, added to those of the chunks before (`Z` may be empty)."""
+def add_votes(
+    Z: dict[str, mx.array], noise: Noise, fitness: mx.array, config: Config, reads: mx.array | None = None
+) -> dict[str, mx.array]:
+    """The votes of one more chunk of pairs, added to those of the chunks before.
+
+    Args:
+        Z: of the chunks before; may be empty.
+        noise: leaf name -> noise of the chunk's P pairs.
+        fitness: (P,) int8.
+        reads: (P, V) bool, the bytes that each pair has read, if the pair votes on their embeddings only.
+    """
     dtype = vote_dtype(config)
+    if reads is not None:
+        emb = noise["emb"]
+        assert isinstance(emb, LowRank)
+        noise = {**noise, "emb": LowRank(emb.A * reads[:, None, :], emb.B)}
     more = {name: votes(E, fitness, config.use_clt, dtype) for name, E in noise.items()}
     return {name: Z[name] + more[name] if Z else more[name] for name in more}
 
 
-def move(parameter: mx.array, Z: mx.array, bound: int, fast_fitness: bool) -> mx.array:
+def move(parameter: mx.array, Z: mx.array, bound: int | np.ndarray, fast_fitness: bool) -> mx.array:
     """One step of each entry along its vote: +1 if Z > 0, else -1; entries with 16 |Z| < bound stay.
 
     Args:
         parameter: int8, any shape.
         Z: int32 or int64 votes of the same shape; with normalised fitness still in Q4.
-        bound: `vote_bound` of the epoch.
+        bound: `vote_bound` of the epoch, or `embedding_bounds`, one for each row.
 
     Returns:
         int8, clipped to [-127, 127].
@@ -136,14 +169,24 @@ def move(parameter: mx.array, Z: mx.array, bound: int, fast_fitness: bool) -> mx
     if not fast_fitness:
         Z = Z >> 4
     # 16 |Z| < bound, without the product that could overflow.
-    stays = mx.abs(Z) < -(-bound // ONE)
+    least = -(-bound // ONE)
+    stays = mx.abs(Z) < (least if isinstance(least, int) else mx.array(least)[:, None])
     direction = mx.where(stays, 0, mx.where(Z > 0, 1, -1))
     return clip(parameter.astype(mx.int32) + direction).astype(mx.int8)
 
 
-def step(params: Params, Z: dict[str, mx.array], config: Config, epoch: int) -> Params:
-    """The parameters after an epoch's votes: `move` of every leaf, evaluated. `params` are not changed."""
-    bound = vote_bound(config, epoch)
-    moved = {name: move(params[name], Z[name], bound, config.fast_fitness) for name in params}
+def step(params: Params, Z: dict[str, mx.array], config: Config, epoch: int, reads: np.ndarray | None = None) -> Params:
+    """The parameters after an epoch's votes: `move` of every leaf, evaluated. `params` are not changed.
+
+    Args:
+        params: leaf name -> int8 array.
+        Z: leaf name -> votes of all pairs, `vote_dtype`.
+        epoch: selects the threshold.
+        reads: (lanes, V) bool, the bytes among each lane's inputs of the epoch, with `sparse_embedding`; else None.
+    """
+    bounds: dict[str, int | np.ndarray] = dict.fromkeys(params, vote_bound(config, epoch))
+    if reads is not None:
+        bounds["emb"] = embedding_bounds(config, epoch, reads)
+    moved = {name: move(params[name], Z[name], bounds[name], config.fast_fitness) for name in params}
     mx.eval(moved)
     return moved

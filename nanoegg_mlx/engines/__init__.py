@@ -94,11 +94,20 @@ class Engine(Protocol):
         """
         ...
 
-    def update(self, params: Params, fitness: np.ndarray, epoch: int) -> Params:
-        """The parameters after an epoch with this fitness, (N/2,) int8, one a pair. `params` are not changed."""
+    def update(self, params: Params, fitness: np.ndarray, epoch: int, reads: np.ndarray | None = None) -> Params:
+        """The parameters after an epoch.
+
+        Args:
+            params: leaf name -> int8 array, not changed.
+            fitness: (N/2,) int8, one a pair.
+            epoch: selects the noise and the threshold.
+            reads: (lanes, V) bool, the bytes among each lane's inputs of the epoch, with `sparse_embedding`; else None.
+        """
         ...
 
-    def votes(self, params: Params, fitness: np.ndarray, pairs: range, epoch: int) -> dict[str, mx.array]:
+    def votes(
+        self, params: Params, fitness: np.ndarray, pairs: range, epoch: int, reads: np.ndarray | None = None
+    ) -> dict[str, mx.array]:
         """Votes Z of consecutive pairs: their part of an update's sums.
 
         Args:
@@ -106,6 +115,7 @@ class Engine(Protocol):
             fitness: (N/2,) int8, of all pairs.
             pairs: the pairs; may be empty.
             epoch: selects the noise.
+            reads: of all lanes, as in `update`.
 
         Returns:
             Leaf name -> Z of the leaf's shape, `core.update.vote_dtype`. From the sum over all pairs `core.update.step`

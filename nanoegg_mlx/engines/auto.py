@@ -85,11 +85,13 @@ class AutoEngine:
         work = NudgeWork(params, members, epoch, inputs, targets, states)
         return work.on(self._engine) if self._measured else self._first(work)
 
-    def update(self, params: Params, fitness: np.ndarray, epoch: int) -> Params:
-        return self._engine.update(params, fitness, epoch)
+    def update(self, params: Params, fitness: np.ndarray, epoch: int, reads: np.ndarray | None = None) -> Params:
+        return self._engine.update(params, fitness, epoch, reads)
 
-    def votes(self, params: Params, fitness: np.ndarray, pairs: range, epoch: int) -> dict[str, mx.array]:
-        return self._engine.votes(params, fitness, pairs, epoch)
+    def votes(
+        self, params: Params, fitness: np.ndarray, pairs: range, epoch: int, reads: np.ndarray | None = None
+    ) -> dict[str, mx.array]:
+        return self._engine.votes(params, fitness, pairs, epoch, reads)
 
     def figures(self) -> dict[str, Any]:
         """The measurement, once, and the figures of the engine that it chose."""

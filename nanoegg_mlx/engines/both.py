@@ -74,11 +74,13 @@ class BothEngine:
     ) -> Nudged:
         return self._run(NudgeWork(params, members, epoch, inputs, targets, states))
 
-    def update(self, params: Params, fitness: np.ndarray, epoch: int) -> Params:
-        return self._faster().update(params, fitness, epoch)
+    def update(self, params: Params, fitness: np.ndarray, epoch: int, reads: np.ndarray | None = None) -> Params:
+        return self._faster().update(params, fitness, epoch, reads)
 
-    def votes(self, params: Params, fitness: np.ndarray, pairs: range, epoch: int) -> dict[str, mx.array]:
-        return self._faster().votes(params, fitness, pairs, epoch)
+    def votes(
+        self, params: Params, fitness: np.ndarray, pairs: range, epoch: int, reads: np.ndarray | None = None
+    ) -> dict[str, mx.array]:
+        return self._faster().votes(params, fitness, pairs, epoch, reads)
 
     def figures(self) -> dict[str, Any]:
         return {} if self._share is None else {"mlx_share": self._share}
@@ -143,7 +145,8 @@ class Balance:
         self._idle_seconds = 0.0
 
     def mlx_members(self, members: int, tokens: int, grain: int = 2) -> int:
-        """MLX's part of a call of `members` members, each of which reads `tokens` tokens: a multiple of `grain`, or all."""
+        """MLX's part of a call of `members` members, each of which reads `tokens` tokens: all, or a multiple of
+        `grain`."""
         least = max(members // (grain * _SHARES) * grain, grain)
         if members < 2 * least:
             return members if self.mlx_speed > self.cpu_speed else 0

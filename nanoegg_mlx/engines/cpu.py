@@ -20,7 +20,7 @@ from nanoegg_mlx.core.noise import leaf_bases
 from nanoegg_mlx.core.params import Params, leaves
 from nanoegg_mlx.core.rng import key
 from nanoegg_mlx.core.score import Scored
-from nanoegg_mlx.core.update import vote_bound, vote_dtype
+from nanoegg_mlx.core.update import embedding_bounds, vote_bound, vote_dtype
 from nanoegg_mlx.engines import _native
 from nanoegg_mlx.errors import InputError
 
@@ -132,19 +132,23 @@ class CPUEngine:
             check=check,
         )
 
-    def update(self, params: Params, fitness: np.ndarray, epoch: int) -> Params:
+    def update(self, params: Params, fitness: np.ndarray, epoch: int, reads: np.ndarray | None = None) -> Params:
         updated = _native.update(
             _as_numpy(params),
             self._epoch_noise(epoch),
             fitness,
             vote_bound(self.config, epoch),
+            reads=reads,
+            embedding_bounds=None if reads is None else embedding_bounds(self.config, epoch, reads),
             use_clt=self.config.use_clt,
             normalised=not self.config.fast_fitness,
             threads=self.config.threads,
         )
         return {name: mx.array(updated[name]) for name in params}
 
-    def votes(self, params: Params, fitness: np.ndarray, pairs: range, epoch: int) -> dict[str, mx.array]:
+    def votes(
+        self, params: Params, fitness: np.ndarray, pairs: range, epoch: int, reads: np.ndarray | None = None
+    ) -> dict[str, mx.array]:
         # Pairs of fitness 0 cost nothing, so setting the others to 0 restricts the sums to `pairs`.
         some = np.zeros_like(fitness)
         some[pairs.start : pairs.stop] = fitness[pairs.start : pairs.stop]
@@ -152,6 +156,7 @@ class CPUEngine:
             _as_numpy(params),
             self._epoch_noise(epoch),
             some,
+            reads=reads,
             use_clt=self.config.use_clt,
             threads=self.config.threads,
         )

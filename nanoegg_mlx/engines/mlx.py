@@ -169,16 +169,20 @@ class MLXEngine:
         assert sums is not None
         return Nudged(scores, new_states, sums)
 
-    def update(self, params: Params, fitness: np.ndarray, epoch: int) -> Params:
-        return step(params, self.votes(params, fitness, range(self.config.pairs), epoch), self.config, epoch)
+    def update(self, params: Params, fitness: np.ndarray, epoch: int, reads: np.ndarray | None = None) -> Params:
+        Z = self.votes(params, fitness, range(self.config.pairs), epoch, reads)
+        return step(params, Z, self.config, epoch, reads)
 
-    def votes(self, params: Params, fitness: np.ndarray, pairs: range, epoch: int) -> dict[str, mx.array]:
+    def votes(
+        self, params: Params, fitness: np.ndarray, pairs: range, epoch: int, reads: np.ndarray | None = None
+    ) -> dict[str, mx.array]:
         bases = leaf_bases(self.config, epoch)
         Z: dict[str, mx.array] = {}
         for part in spans(len(pairs), max(self.chunk // 2, 1)):
             some = pairs[part]
             noise = self._noise(bases, some)
-            Z = add_votes(Z, noise, mx.array(fitness[some.start : some.stop]), self.config)
+            own = None if reads is None else mx.array(reads[2 * np.arange(some.start, some.stop) // self.config.group])
+            Z = add_votes(Z, noise, mx.array(fitness[some.start : some.stop]), self.config, own)
             mx.eval(Z)
         return Z or {name: mx.zeros(value.shape, vote_dtype(self.config)) for name, value in params.items()}
 

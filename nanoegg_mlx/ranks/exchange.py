@@ -75,13 +75,13 @@ class Exchange:
         Raises:
             JobError: a rank is lost.
         """
-        fast = self._config.fast_fitness
+        fast, limit = self._config.fast_fitness, self._config.fitness_limit
         if self._world.size == 1:
-            return Gathered(fitness(scores, fast), ScoreStats.of(scores), (flag(),), 0.0)
+            return Gathered(fitness(scores, fast, limit), ScoreStats.of(scores), (flag(),), 0.0)
         gathered, bodies = self._gather(
             scores, _pack(scores, fast), _body_bytes(max(self._counts), fast), epoch, flag, expected
         )
-        return replace(gathered, fitness=_unpack(bodies, self._counts, fast))
+        return replace(gathered, fitness=_unpack(bodies, self._counts, fast, limit))
 
     def gather_scores(self, scores: np.ndarray, epoch: int, flag: Callable[[], int], expected: float) -> Gathered:
         """The same without fitness, for nudged activations, whose votes are summed instead."""
@@ -104,7 +104,9 @@ class Exchange:
         gathered = Gathered(_NO_FITNESS, stats, tuple(head[0] for head in heads), seconds)
         return gathered, [row[_HEAD.size :] for row in rows]
 
-    def update(self, engine: Engine, params: Params, pair_fitness: np.ndarray, epoch: int) -> Params:
+    def update(
+        self, engine: Engine, params: Params, pair_fitness: np.ndarray, epoch: int, reads: np.ndarray | None = None
+    ) -> Params:
         """The parameters after an epoch, the same bits on every rank.
 
         Either each rank sums the votes of all pairs (replicated), or each those of its own and the sums are added
@@ -115,20 +117,23 @@ class Exchange:
             params: leaf name -> int8 array; left as they are.
             pair_fitness: (N/2,) int8, of all pairs.
             epoch: number of the epoch.
+            reads: (lanes, V) bool, the bytes among each lane's inputs, with `sparse_embedding`; else None.
         """
         started = time.perf_counter()
         if self._choice.sharded:
-            params = self._sharded_update(engine, params, pair_fitness, epoch)
+            params = self._sharded_update(engine, params, pair_fitness, epoch, reads)
         else:
-            params = engine.update(params, pair_fitness, epoch)
+            params = engine.update(params, pair_fitness, epoch, reads)
         self._update_seconds = time.perf_counter() - started
         return params
 
-    def _sharded_update(self, engine: Engine, params: Params, pair_fitness: np.ndarray, epoch: int) -> Params:
+    def _sharded_update(
+        self, engine: Engine, params: Params, pair_fitness: np.ndarray, epoch: int, reads: np.ndarray | None
+    ) -> Params:
         config, world = self._config, self._world
         started = time.perf_counter()
         members = members_of(config, world)
-        Z = engine.votes(params, pair_fitness, range(members.start // 2, members.stop // 2), epoch)
+        Z = engine.votes(params, pair_fitness, range(members.start // 2, members.stop // 2), epoch, reads)
         flat = mx.concatenate([Z[leaf.name].reshape(-1) for leaf in leaves(config)])
         mx.eval(flat)
         seconds = time.perf_counter() - started
@@ -139,7 +144,7 @@ class Exchange:
             if np.ascontiguousarray(largest).view(np.int64).sum() < 2**31:
                 flat = flat.astype(mx.int32)
         flat = world.sum(flat, f"the votes of epoch {epoch}", expected=seconds)
-        return step(params, split_leaves(flat, config), config, epoch)
+        return step(params, split_leaves(flat, config), config, epoch, reads)
 
     def sum_votes(self, sums: Moments, epoch: int) -> Moments:
         """The votes and variances of the whole population, from those of this rank's pairs."""
@@ -190,10 +195,10 @@ def _pack(scores: np.ndarray, fast: bool) -> bytes:
     return pack_fitness(fitness(scores, fast=True), fast=True) if fast else differences(scores).astype("<i4").tobytes()
 
 
-def _unpack(bodies: list[np.ndarray], counts: list[int], fast: bool) -> np.ndarray:
+def _unpack(bodies: list[np.ndarray], counts: list[int], fast: bool, limit: int) -> np.ndarray:
     """Fitness of all pairs, (N/2,) int8, from the bodies of all ranks' messages."""
     rows = [body[: _body_bytes(count, fast)] for body, count in zip(bodies, counts, strict=True)]
     if fast:
         parts = [unpack_fitness(row.tobytes(), count, fast) for row, count in zip(rows, counts, strict=True)]
         return np.concatenate(parts)
-    return fitness_of(np.concatenate([row.view("<i4") for row in rows]), fast=False)
+    return fitness_of(np.concatenate([row.view("<i4") for row in rows]), False, limit)

@@ -1,5 +1,5 @@
 """The fitness log, votes.bin: a run in kilobytes. All noise is a function of the seed, so an epoch's update follows
-from its fitness alone.
+from its fitness alone (with `sparse_embedding` from the epoch's text too, which is not here).
 
     file    b"eggvotes", then frames
     frame   kind (1 byte), size of the payload (4 bytes), payload, CRC-32 of all that (4 bytes); little-endian

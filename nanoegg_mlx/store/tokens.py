@@ -76,6 +76,13 @@ def check_vocabulary(tokens: np.ndarray, vocab_size: int) -> None:
             )
 
 
+def bytes_read(inputs: np.ndarray, vocab_size: int) -> np.ndarray:
+    """Whether each row of `inputs`, (rows, T) uint8, has the byte: (rows, vocab_size) bool."""
+    reads = np.zeros((len(inputs), vocab_size), bool)
+    reads[np.arange(len(inputs))[:, None], inputs] = True
+    return reads
+
+
 def fingerprint(tokens: np.ndarray) -> dict[str, int | str]:
     """The identity of a cache: the number of `tokens` (size,) uint8, and their SHA-256 in hexadecimal."""
     digest = hashlib.sha256()

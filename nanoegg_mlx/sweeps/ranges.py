@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from nanoegg_mlx.config import describe_range
 from nanoegg_mlx.errors import InputError
+from nanoegg_mlx.fields import describe_range
 
 Value: TypeAlias = bool | int | float | str
 """Of a field."""

@@ -22,7 +22,7 @@ from nanoegg_mlx.engines import Engine, training_engine
 from nanoegg_mlx.ranks.exchange import Exchange, Gathered
 from nanoegg_mlx.ranks.partition import members_of
 from nanoegg_mlx.ranks.world import World
-from nanoegg_mlx.store.tokens import Lanes
+from nanoegg_mlx.store.tokens import Lanes, bytes_read
 
 _SPAN_BYTES = 32 << 20
 """Tokens and new states handed to the engine at a time: bounds the memory of a large population beside its states."""
@@ -87,7 +87,8 @@ class Estimator:
         scored_at = time.perf_counter()
         gathered = self.exchange.gather_fitness(scores, epoch, flag, expected=scored_at - started)
         sharded = self.exchange.sharded
-        moved = self.exchange.update(self.engine, params, gathered.fitness, epoch)
+        reads = bytes_read(inputs, self.config.vocab_size) if self.config.sparse_embedding else None
+        moved = self.exchange.update(self.engine, params, gathered.fitness, epoch, reads)
         update_seconds = time.perf_counter() - scored_at - gathered.seconds
         return Estimate(
             scores,

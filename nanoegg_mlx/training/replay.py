@@ -40,6 +40,11 @@ def replay(fitness_log: Path, engine: str = "auto", threads: int = 0) -> Iterato
                     f"Epoch {logged.epoch} of {fitness_log} has perturb = {config.perturb!r}; it must be 'weights' for "
                     "a replay, since a run of nudged activations is rebuilt from its checkpoints, not from votes."
                 )
+            if config.sparse_embedding:
+                raise InputError(
+                    f"Epoch {logged.epoch} of {fitness_log} has sparse_embedding = true; it must be false for a "
+                    "replay, since the log has no text: the run is rebuilt from its checkpoints, not from votes."
+                )
             updater = make_engine(config.replace(engine=engine, threads=threads))
         params = updater.update(params, logged.fitness, logged.epoch)
         yield logged.epoch + 1, config, params

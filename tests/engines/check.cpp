@@ -36,6 +36,8 @@ namespace {
 struct Epoch {
   std::vector<std::vector<uint32_t>> bases;
   int64_t bound;
+  std::vector<int64_t> embedding_bounds; // empty unless the embedding is sparse
+  std::vector<uint8_t> reads;
   std::vector<uint8_t> inputs, targets;
   std::vector<int64_t> scores;
   std::vector<int8_t> fitness, states;
@@ -47,7 +49,7 @@ struct Case {
   Shape shape;
   Noise noise{};
   uint64_t group;
-  bool use_clt, normalised;
+  bool use_clt, normalised, sparse;
   size_t members, tokens, rows, row_tokens;
   Leaves initial;
   std::vector<Epoch> epochs;
@@ -63,7 +65,7 @@ struct Case {
     noise.shift = std::min((int)in.number() + 4, 31);
     noise.perturbations = (uint64_t)in.number();
     group = (uint64_t)in.number();
-    use_clt = in.number(), normalised = in.number();
+    use_clt = in.number(), normalised = in.number(), sparse = in.number();
     members = (size_t)in.number(), tokens = (size_t)in.number();
     epochs.resize((size_t)in.number());
     initial = read_leaves(in, shape);
@@ -71,7 +73,10 @@ struct Case {
       for (int leaf = 0; leaf < kLeaves; leaf++)
         epoch.bases.push_back(in.read<uint32_t>((size_t)leaf_layers(shape, leaf)));
       epoch.bound = in.number();
-      epoch.inputs = per_member(in.read<uint8_t>(members / group * tokens));
+      epoch.embedding_bounds = in.read<int64_t>(sparse ? shape.vocab : 0);
+      const std::vector<uint8_t> lanes = in.read<uint8_t>(members / group * tokens);
+      epoch.reads = bytes_of(lanes);
+      epoch.inputs = per_member(lanes);
       epoch.targets = per_member(in.read<uint8_t>(members / group * tokens));
       epoch.scores = in.read<int64_t>(members);
       epoch.fitness = in.read<int8_t>(members / 2);
@@ -82,6 +87,13 @@ struct Case {
     inputs = in.read<uint8_t>(rows * row_tokens);
     targets = in.read<uint8_t>(rows * row_tokens);
     scores = in.read<int64_t>(rows);
+  }
+
+  // (lanes, V): whether a lane has the byte; nothing unless the embedding is sparse.
+  std::vector<uint8_t> bytes_of(const std::vector<uint8_t>& lanes) const {
+    std::vector<uint8_t> reads(sparse ? members / group * shape.vocab : 0);
+    for (size_t i = 0; sparse && i < lanes.size(); i++) reads[i / tokens * shape.vocab + lanes[i]] = 1;
+    return reads;
   }
 
   // (members, tokens) from (lanes, tokens): a group of members reads the same lane.
@@ -107,8 +119,14 @@ void replay(const Isa& isa, const Case& run, int threads, int block) {
     score(weights,
           {&noise, 0, run.members, run.tokens, epoch.inputs.data(), epoch.targets.data(), states.data(), scores.data()},
           threads, block, nullptr);
-    update(isa, {run.shape, noise, epoch.fitness.data(), epoch.fitness.size(), run.use_clt, run.normalised},
-           pointers<const int8_t*>(params).data(), epoch.bound, threads, nullptr, pointers<int8_t*>(updated).data());
+    UpdateTask task{run.shape, noise, epoch.fitness.data(), epoch.fitness.size(), run.use_clt, run.normalised};
+    Bounds bounds{epoch.bound};
+    if (run.sparse) {
+      task.reads = epoch.reads.data(), task.pairs_per_lane = run.group / 2;
+      bounds.embedding = epoch.embedding_bounds.data();
+    }
+    update(isa, task, pointers<const int8_t*>(params).data(), bounds, threads, nullptr,
+           pointers<int8_t*>(updated).data());
     params = updated;
     const std::string where = what + ", epoch " + std::to_string(number++);
     check(scores == epoch.scores, where + ": scores");

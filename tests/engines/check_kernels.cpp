@@ -185,7 +185,8 @@ void check_scores(const Isa& isa, const Random& model, bool perturbed) {
   }
 }
 
-void check_votes(const Isa& isa, const Random& model, bool use_clt, bool fast) {
+// lanes: 0, or of a text that has some of the bytes only.
+void check_votes(const Isa& isa, const Random& model, bool use_clt, bool fast, size_t lanes) {
   const Shape& s = model.shape;
   std::vector<int8_t> fitness(300);
   fill(fitness.data(), fitness.size(), 0, fast ? 1 : 127);
@@ -193,12 +194,17 @@ void check_votes(const Isa& isa, const Random& model, bool use_clt, bool fast) {
   std::vector<int64_t*> pointers;
   for (const auto& leaf : model.leaves) z.emplace_back(leaf.size());
   for (auto& v : z) pointers.push_back(v.data());
-  votes(isa, {s, model.noise, fitness.data(), fitness.size(), use_clt, false}, 3, nullptr, pointers.data());
+  std::vector<uint8_t> reads(lanes * s.vocab);
+  for (uint8_t& v : reads) v = (uint8_t)random_in(0, 1);
+  const uint8_t* read = lanes ? reads.data() : nullptr;
+  const size_t each_lane = fitness.size() / std::max<size_t>(lanes, 1);
+  votes(isa, {s, model.noise, fitness.data(), fitness.size(), use_clt, false, read, each_lane}, 3, nullptr,
+        pointers.data());
   for (int leaf = 0; leaf < kLeaves; leaf++) {
     std::vector<int64_t> expected(z[leaf].size());
     const size_t each = (size_t)leaf_rows(s, leaf) * leaf_cols(s, leaf);
     for (int layer = 0; layer < leaf_layers(s, leaf); layer++)
-      naive::votes(s, model.noise, leaf, layer, fitness.data(), fitness.size(), use_clt,
+      naive::votes(s, model.noise, leaf, layer, fitness.data(), fitness.size(), use_clt, read, each_lane,
                    expected.data() + layer * each);
     check(same(z[leaf], expected), std::string("votes ") + isa.name + " for " + kLeafNames[leaf]);
   }
@@ -217,7 +223,8 @@ void check_kernels(const Isa& isa) {
       const Random model(shape, rank, std::vector<int>{0, 8, 31, 4}[number % 4], number % 3 ? 0 : 6, number % 5);
       check_scores(isa, model, true);
       check_scores(isa, model, false);
-      if (shape.vocab < 256) check_votes(isa, model, number % 2, number % 3);
+      if (shape.vocab < 256)
+        check_votes(isa, model, number % 2, number % 3, std::vector<size_t>{0, 300, 12}[number % 3]);
       number++;
     }
   }

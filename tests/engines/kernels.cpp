@@ -277,15 +277,15 @@ void naive_score(const int* shape, const int8_t* const* params, const Noise* noi
                              states + (size_t)i * s.layers * s.width, logits + i * tokens * s.vocab);
 }
 
-// z[leaf]: the leaf's sums.
+// z[leaf]: the leaf's sums; reads may be null.
 void naive_votes(const int* shape, const Noise* noise, const int8_t* fitness, size_t pairs, int use_clt, int normalised,
-                 int64_t* const* z) {
+                 const uint8_t* reads, size_t pairs_per_lane, int64_t* const* z) {
   const Shape s{shape[0], shape[1], shape[2]};
   for (int leaf = 0; leaf < kLeaves; leaf++) {
     const size_t size = (size_t)leaf_rows(s, leaf) * leaf_cols(s, leaf);
     for (int layer = 0; layer < leaf_layers(s, leaf); layer++) {
       int64_t* const out = z[leaf] + layer * size;
-      naive::votes(s, *noise, leaf, layer, fitness, pairs, use_clt, out);
+      naive::votes(s, *noise, leaf, layer, fitness, pairs, use_clt, reads, pairs_per_lane, out);
       for (size_t i = 0; normalised && i < size; i++) out[i] >>= 4;
     }
   }

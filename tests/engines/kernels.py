@@ -287,13 +287,22 @@ def naive_score(
 
 
 def naive_votes(
-    params: dict[str, np.ndarray], noise: NoiseValues, fitness: np.ndarray, use_clt: bool, normalised: bool
+    params: dict[str, np.ndarray],
+    noise: NoiseValues,
+    fitness: np.ndarray,
+    use_clt: bool,
+    normalised: bool,
+    reads: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
     """The scalar twin of _native.votes()."""
     Z = {name: np.empty(value.shape, np.int64) for name, value in params.items()}
     shape, size = (ctypes.c_int * 3)(*_shape(params)), ctypes.c_size_t(len(fitness))
     values = ctypes.byref(_Noise(noise))
-    _call("naive_votes", shape, values, _checked(fitness, np.int8), size, int(use_clt), int(normalised), _pointers(Z))
+    lanes = [ctypes.c_void_p(), ctypes.c_size_t(1)]
+    if reads is not None:
+        lanes = [_checked(reads, np.bool_), ctypes.c_size_t(len(fitness) // len(reads))]
+    how = int(use_clt), int(normalised), *lanes
+    _call("naive_votes", shape, values, _checked(fitness, np.int8), size, *how, _pointers(Z))
     return Z
 
 

@@ -197,13 +197,14 @@ int64_t score(const Shape& shape, Params params, const Noise* noise, uint64_t me
 }
 
 void votes(const Shape& shape, const Noise& noise, int leaf, int layer, const int8_t* fitness, size_t pairs,
-           bool use_clt, int64_t* z) {
+           bool use_clt, const uint8_t* reads, size_t pairs_per_lane, int64_t* z) {
   const int rows = leaf_rows(shape, leaf), cols = leaf_cols(shape, leaf), rank = noise.rank;
   const auto value = [use_clt](int32_t v) { return use_clt ? v : sign(v); };
   std::fill(z, z + (size_t)rows * cols, 0);
   for (size_t pair = 0; pair < pairs; pair++) {
     const Perturbation p = perturbation(shape, noise, leaf, layer, 2 * pair);
     for (int o = 0; o < rows; o++) {
+      if (leaf == kEmb && reads && !reads[pair / pairs_per_lane * shape.vocab + o]) continue;
       for (int n = 0; n < cols; n++) {
         if (!is_matrix(leaf)) z[o] += fitness[pair] * value(p.e[o]);
         for (int r = 0; is_matrix(leaf) && r < rank; r++)

@@ -37,9 +37,10 @@ int32_t log_likelihood(const int8_t* logits, int vocab, int target);
 int64_t score(const Shape& shape, Params params, const Noise* noise, uint64_t member, const uint8_t* inputs,
               const uint8_t* targets, size_t tokens, int8_t* states, int8_t* logits);
 
-// z (rows, cols) of one leaf and layer, not yet divided for normalised fitness.
+// z (rows, cols) of one leaf and layer, not yet divided for normalised fitness. reads (lanes, V) or null: a pair votes
+// on the embeddings of the bytes that its lane has.
 void votes(const Shape& shape, const Noise& noise, int leaf, int layer, const int8_t* fitness, size_t pairs,
-           bool use_clt, int64_t* z);
+           bool use_clt, const uint8_t* reads, size_t pairs_per_lane, int64_t* z);
 void move(const int64_t* z, size_t n, const int8_t* old, int64_t bound, int8_t* out);
 
 } // namespace nanoegg::naive

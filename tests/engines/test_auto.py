@@ -51,7 +51,9 @@ def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("hopeless", [0.0, 1e9], ids=["both score members", "one scores members"])
-@pytest.mark.parametrize("changes", [{}, {"perturb": "activations"}, {"population": 2}, {"tokens_per_update": 1}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"perturb": "activations"}, {"sparse_embedding": True}, {"population": 2}, {"tokens_per_update": 1}]
+)
 def test_the_scores_of_the_measurement_count(
     changes: dict[str, Any], hopeless: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -80,6 +80,7 @@ def test_the_calls_of_one_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     for ours, expected in zip(engine.logits(PARAMS, inputs, states), CPU.logits(PARAMS, inputs, states), strict=True):
         assert np.array_equal(ours, expected)
     fitness = rng.integers(-1, 2, 7).astype(np.int8)
+    reads = rng.integers(0, 2, (7, 32)) == 0
     expected_params, expected_votes = CPU.update(PARAMS, fitness, 2), CPU.votes(PARAMS, fitness, range(2, 5), 2)
     for mlx_speed in (1.0, 3.0):
         balance = Balance(mlx_speed, 2.0)
@@ -87,6 +88,8 @@ def test_the_calls_of_one_engine(monkeypatch: pytest.MonkeyPatch) -> None:
         for ours, expected in (
             (engine.update(PARAMS, fitness, 2), expected_params),
             (engine.votes(PARAMS, fitness, range(2, 5), 2), expected_votes),
+            (engine.update(PARAMS, fitness, 2, reads), CPU.update(PARAMS, fitness, 2, reads)),
+            (engine.votes(PARAMS, fitness, range(2, 5), 2, reads), CPU.votes(PARAMS, fitness, range(2, 5), 2, reads)),
         ):
             assert all(np.array_equal(np.array(ours[name]), np.array(expected[name])) for name in expected)
     config = Config(n_layer=1, n_embd=8, engine="both")

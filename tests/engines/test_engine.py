@@ -117,6 +117,36 @@ def test_votes_equal_the_scalar_twin(changes: dict[str, Any], use_clt: bool, nor
                 assert np.array_equal(updated[name], oracle.move(params[name], z, bound)), (isa, name)
 
 
+@pytest.mark.parametrize("lanes", [1, 20, 300])
+@pytest.mark.parametrize("use_clt", [True, False])
+@pytest.mark.parametrize("changes", [{}, {"vocab_size": 130, "num_perturbations": 6, "rank": 3}])
+def test_sparse_votes_equal_the_scalar_twin(changes: dict[str, Any], use_clt: bool, lanes: int) -> None:
+    """Embeddings get the votes of the lanes that have read their bytes; every row has a bound of its own."""
+    config = Config(**{"n_layer": 1, "n_embd": 4, "vocab_size": 3, "population": 2, **changes})
+    rng = np.random.default_rng(lanes)
+    fitness = rng.integers(-128, 128, 300).astype(np.int8)
+    params, values = random_params(rng, config), epoch_noise(config, 5)
+    reads = rng.integers(0, 4, (lanes, config.vocab_size)) == 0
+    bounds = rng.integers(0, 10**5, config.vocab_size)
+    expected = kernels.naive_votes(params, values, fitness, use_clt, normalised=True, reads=reads)
+    texts = [set(np.flatnonzero(reads[pair * lanes // 300]).tolist()) for pair in range(300)]
+    asked = config.replace(population=600, use_clt=use_clt, fast_fitness=False)
+    for name, z in oracle.votes(asked, fitness, 5, texts).items():
+        assert np.array_equal(expected[name], z), name
+    how: dict[str, Any] = {"use_clt": use_clt, "normalised": True, "reads": reads}
+    moved = {name: oracle.move(params[name], z, 16 * 900) for name, z in expected.items()}
+    for row, bound in enumerate(bounds.tolist()):
+        moved["emb"][row] = oracle.move(params["emb"][row], expected["emb"][row], bound)
+    for isa in ISAS:
+        for threads in (1, 3):
+            votes = native.votes(params, values.native(), fitness, isa=isa, threads=threads, **how)
+            updated = native.update(
+                params, values.native(), fitness, 16 * 900, embedding_bounds=bounds, isa=isa, threads=threads, **how
+            )
+            for name, z in expected.items():
+                assert np.array_equal(votes[name], z) and np.array_equal(updated[name], moved[name]), (isa, name)
+
+
 # The scalar twin also draws the noise of all pairs before the one that votes.
 @pytest.mark.parametrize(
     ("pair", "isa"), [(pair, isa) for isa in TWINS for pair in (0, 3, 70_000) if isa != "naive" or pair < 10]
@@ -177,8 +207,12 @@ def test_threads_blocks_and_instruction_sets_do_not_matter() -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"fast_fitness": False, "rank": 2, "num_perturbations": 12, "group_size": 6, "noise_reuse": 3}],
-    ids=["plain", "normalised, rank 2, repeated noise"],
+    [
+        {},
+        {"fast_fitness": False, "rank": 2, "num_perturbations": 12, "group_size": 6, "noise_reuse": 3},
+        {"fast_fitness": False, "fitness_limit": 24, "sparse_embedding": True, "group_size": 4},
+    ],
+    ids=["plain", "normalised, rank 2, repeated noise", "limited, sparse"],
 )
 def test_twenty_epochs_on_both_engines(changes: dict[str, Any]) -> None:
     config = Config(

@@ -7,9 +7,9 @@ checks them against the digests. Little-endian, all numbers int64 unless stated 
 
     "eggcases", number of cases, then each case:
     length and bytes of its name; V D L; two words of key(seed); rank, sigma_shift, num_perturbations, group size,
-    use_clt, normalised fitness; N T epochs; 13 leaves int8
-    each epoch: bases of the 13 leaves uint32 (one a layer); bound; inputs and targets (N/G, T) uint8;
-        scores (N,); fitness (N/2,) int8; states (N, L, D) int8; 13 leaves int8
+    use_clt, normalised fitness, sparse_embedding; N T epochs; 13 leaves int8
+    each epoch: bases of the 13 leaves uint32 (one a layer); bound; with sparse_embedding the bounds of its rows (V,);
+        inputs and targets (N/G, T) uint8; scores (N,); fitness (N/2,) int8; states (N, L, D) int8; 13 leaves int8
     rows B and tokens m of a validation (0 0: none); inputs and targets (B, m) uint8; scores (B,)
 
 Then the number of calls of `nudge`, whose expected results are the MLX engine's, and each:
@@ -26,7 +26,6 @@ Then the number of compressed texts, coded by the MLX engine, and each:
 
 from __future__ import annotations
 
-import math
 import struct
 import sys
 from pathlib import Path
@@ -166,7 +165,8 @@ def write_head(file: BinaryIO, name: str, config: Config, epochs: int, params: A
     file.write(name.encode())
     numbers(file, config.vocab_size, config.n_embd, config.n_layer, *oracle.make_key(config.seed))
     numbers(file, config.rank, config.sigma_shift, config.num_perturbations, config.group)
-    numbers(file, config.use_clt, not config.fast_fitness, config.population, config.tokens_per_update, epochs)
+    numbers(file, config.use_clt, not config.fast_fitness, config.sparse_embedding)
+    numbers(file, config.population, config.tokens_per_update, epochs)
     arrays(file, np.int8, *params.values())
 
 
@@ -176,9 +176,13 @@ def write_epoch(
     true_epoch = epoch // config.noise_reuse if config.noise_reuse else 0
     bases = [[oracle.fold_in(key, true_epoch)[0] for key in keys] for keys in oracle.leaf_keys(config).values()]
     arrays(file, np.uint32, *bases)
-    numbers(file, oracle.threshold(config, epoch) * math.isqrt(config.pairs) * (256 if config.use_clt else 1))
+    numbers(file, oracle.bound(config, epoch, config.pairs))
     members = range(0, config.population, config.group)
     lanes = np.array([oracle.member_text(config, tokens, member, epoch) for member in members])
+    if config.sparse_embedding:
+        readers = [sum(v in lane for lane in lanes[:, :-1]) * config.group // 2 for v in range(config.vocab_size)]
+        # No entry of a row that nobody has read has a vote; with a bound of 1 it stays.
+        numbers(file, *(oracle.bound(config, epoch, n) if n else 1 for n in readers))
     arrays(file, np.uint8, lanes[:, :-1], lanes[:, 1:])
     arrays(file, np.int64, scores)
     arrays(file, np.int8, fitness, states, *params.values())

@@ -18,21 +18,25 @@ CONFIG = Config(n_layer=1, n_embd=8, population=28, group_size=4, tokens_per_upd
 
 
 @pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("sparse", [False, True])
 @pytest.mark.parametrize("fast", [True, False])
-def test_votes_by_shares_sum_to_the_update(engine: str, fast: bool) -> None:
-    config = CONFIG.replace(engine=engine, fast_fitness=fast, num_perturbations=8, n_layer=2, chunk=6)
+def test_votes_by_shares_sum_to_the_update(engine: str, fast: bool, sparse: bool) -> None:
+    config = CONFIG.replace(
+        engine=engine, fast_fitness=fast, num_perturbations=8, n_layer=2, chunk=6, sparse_embedding=sparse
+    )
+    reads = np.random.default_rng(1).integers(0, 3, (config.lanes, 256)) == 0 if sparse else None
     params, hot = init_params(config), make_engine(config)
     fitness = np.random.default_rng(0).integers(*((-1, 2) if fast else (-127, 128)), 14).astype(np.int8)
     for size in (1, 3, 7):
         Z = {name: mx.zeros(value.shape, update.vote_dtype(config)) for name, value in params.items()}
         for rank in range(size):
             members = members_of(config, Part(rank, size))
-            some = hot.votes(params, fitness, range(members.start // 2, members.stop // 2), 5)
+            some = hot.votes(params, fitness, range(members.start // 2, members.stop // 2), 5, reads)
             assert all(some[name].dtype == update.vote_dtype(config) for name in params)
             Z = {name: Z[name] + some[name] for name in params}
-        moved, expected = update.step(params, Z, config, 5), hot.update(params, fitness, 5)
+        moved, expected = update.step(params, Z, config, 5, reads), hot.update(params, fitness, 5, reads)
         assert all(np.array_equal(np.array(moved[name]), np.array(expected[name])) for name in params)
-    nothing = hot.votes(params, fitness, range(4, 4), 5)
+    nothing = hot.votes(params, fitness, range(4, 4), 5, reads)
     assert not any(np.array(value).any() for value in nothing.values())
 
 

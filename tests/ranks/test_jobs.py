@@ -40,7 +40,8 @@ VARIANTS = {
     for name, changes in {
         "signs": {"update": "replicated"},
         "shares": {"update": "sharded", "num_perturbations": 12, "noise_reuse": 2, "n_layer": 2},
-        "normalised": {"update": "auto", "fast_fitness": False, "rank": 2},
+        "normalised": {"update": "auto", "fast_fitness": False, "rank": 2, "fitness_limit": 40},
+        "sparse": {"update": "auto", "sparse_embedding": True, "num_perturbations": 12},
     }.items()
 }
 VARIANTS["nudged"] = CONFIG.replace(name="nudged", perturb="activations", n_layer=2, decorrelate=True)
@@ -114,7 +115,11 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, An
 def test_any_number_of_ranks_gives_the_same_bits(ranks: int, expected: dict[str, dict[str, Any]]) -> None:
     # Many processes on few cores are slow, so they get one variant of each engine.
     some = {3: ("signs", "normalised"), 4: ("normalised", "shares"), 7: ("shares", "signs")}
-    names = [*map("-".join, zip(ENGINES, some[ranks], strict=False)), "nudged"] if ranks in some else VARIANTS
+    names = (
+        [*map("-".join, zip(ENGINES, some[ranks], strict=False)), "nudged", f"{ENGINES[-1]}-sparse"]
+        if ranks in some
+        else VARIANTS
+    )
     variants = {name: VARIANTS[name] for name in names}
     for name, config in variants.items():
         Path(f"{name}.toml").write_text(config.to_toml())

@@ -238,5 +238,33 @@ struct NudgeInputs {
   }
 };
 
+// The arrays of an update() or votes() call.
+struct Ballot {
+  py::array fitness, reads;
+  UpdateTask task;
+
+  Ballot(const Shape& shape, const NoiseSpec& noise, const py::object& fit, const py::object& read, bool use_clt,
+         bool normalised) {
+    fitness = array_of<int8_t>(fit, "fitness", {-1});
+    noise.check(shape);
+    require(fitness.size() < (py::ssize_t)1 << 31,
+            "fitness has " + std::to_string(fitness.size()) + " pairs; it must have fewer than 2^31.");
+    task.shape = shape;
+    task.noise = noise.noise;
+    task.fitness = pointer<int8_t>(fitness);
+    task.pairs = (size_t)fitness.size();
+    task.use_clt = use_clt;
+    task.normalised = normalised;
+    if (read.is_none()) return;
+    reads = array_of<bool>(read, "reads", {-1, shape.vocab});
+    const py::ssize_t lanes = reads.shape(0);
+    require(lanes > 0 && fitness.size() % lanes == 0, "reads has " + std::to_string(lanes) +
+                                                          " lanes; it must have a divisor of the " +
+                                                          std::to_string(fitness.size()) + " pairs of fitness.");
+    task.reads = pointer<uint8_t>(reads);
+    task.pairs_per_lane = (size_t)(fitness.size() / lanes);
+  }
+};
+
 } // namespace
 } // namespace nanoegg

@@ -156,21 +156,6 @@ py::tuple py_nudge(const Weights& weights, const py::object& in, const py::objec
   return py::make_tuple(scores, given.states, sums.z, sums.s, sums.products);
 }
 
-UpdateTask update_task(const Shape& shape, const NoiseSpec& noise, const py::array& fitness, bool use_clt,
-                       bool normalised) {
-  noise.check(shape);
-  require(fitness.size() < (py::ssize_t)1 << 31,
-          "fitness has " + std::to_string(fitness.size()) + " pairs; it must have fewer than 2^31.");
-  UpdateTask task;
-  task.shape = shape;
-  task.noise = noise.noise;
-  task.fitness = pointer<int8_t>(fitness);
-  task.pairs = fitness.size();
-  task.use_clt = use_clt;
-  task.normalised = normalised;
-  return task;
-}
-
 // A dict of a new array of T for every leaf, and the arrays' memory.
 template <class T>
 struct LeafArrays {
@@ -186,25 +171,31 @@ struct LeafArrays {
 };
 
 py::dict py_update(const py::dict& params, const NoiseSpec& noise, const py::object& fitness, int64_t bound,
-                   bool use_clt, bool normalised, int threads, const std::string& isa) {
+                   const py::object& reads, const py::object& embedding_bounds, bool use_clt, bool normalised,
+                   int threads, const std::string& isa) {
   const ParamDict old(params);
-  const py::array fit = array_of<int8_t>(fitness, "fitness", {-1});
-  const UpdateTask task = update_task(old.shape, noise, fit, use_clt, normalised);
+  const Ballot given(old.shape, noise, fitness, reads, use_clt, normalised);
+  Bounds bounds{bound};
+  py::array rows; // keeps the array alive
+  if (!embedding_bounds.is_none()) {
+    rows = array_of<int64_t>(embedding_bounds, "embedding_bounds", {old.shape.vocab});
+    bounds.embedding = pointer<int64_t>(rows);
+  }
   const Isa& chosen = choose_isa(isa.c_str());
   const LeafArrays<int8_t> updated(old.shape);
-  without_gil(
-      [&](const Poll& poll) { update(chosen, task, old.leaves.data(), bound, threads, poll, updated.data.data()); });
+  without_gil([&](const Poll& poll) {
+    update(chosen, given.task, old.leaves.data(), bounds, threads, poll, updated.data.data());
+  });
   return updated.dict;
 }
 
-py::dict py_votes(const py::dict& params, const NoiseSpec& noise, const py::object& fitness, bool use_clt,
-                  bool normalised, int threads, const std::string& isa) {
+py::dict py_votes(const py::dict& params, const NoiseSpec& noise, const py::object& fitness, const py::object& reads,
+                  bool use_clt, bool normalised, int threads, const std::string& isa) {
   const ParamDict old(params);
-  const py::array fit = array_of<int8_t>(fitness, "fitness", {-1});
-  const UpdateTask task = update_task(old.shape, noise, fit, use_clt, normalised);
+  const Ballot given(old.shape, noise, fitness, reads, use_clt, normalised);
   const Isa& chosen = choose_isa(isa.c_str());
   const LeafArrays<int64_t> sums(old.shape);
-  without_gil([&](const Poll& poll) { votes(chosen, task, threads, poll, sums.data.data()); });
+  without_gil([&](const Poll& poll) { votes(chosen, given.task, threads, poll, sums.data.data()); });
   return sums.dict;
 }
 
@@ -291,12 +282,16 @@ PYBIND11_MODULE(_native, m) {
         "core.activations.Moments;\n"
         "C is empty without input_products.");
   m.def("update", py_update, py::arg("params"), py::arg("noise"), py::arg("fitness"), py::arg("bound"),
-        py::arg("use_clt") = true, py::arg("normalised") = false, py::arg("threads") = 0, py::arg("isa") = "",
-        "Spec section 7: fitness (pairs,) int8, bound an integer. normalised divides Z by 16. Returns a new parameter "
-        "dict.");
-  m.def("votes", py_votes, py::arg("params"), py::arg("noise"), py::arg("fitness"), py::arg("use_clt") = true,
+        py::arg("reads") = py::none(), py::arg("embedding_bounds") = py::none(), py::arg("use_clt") = true,
         py::arg("normalised") = false, py::arg("threads") = 0, py::arg("isa") = "",
-        "The sums Z of update() for every leaf, int64.");
+        "Spec section 7: fitness (pairs,) int8, bound an integer. normalised divides Z by 16. Returns a new parameter "
+        "dict.\n\n"
+        "reads: None, or (lanes, V) bool, the bytes that each lane's pairs have read: they vote on their embeddings "
+        "only (docs/perturbed-weights.md).\n"
+        "embedding_bounds: None, or (V,) int64, the bounds of the embedding's rows.");
+  m.def("votes", py_votes, py::arg("params"), py::arg("noise"), py::arg("fitness"), py::arg("reads") = py::none(),
+        py::arg("use_clt") = true, py::arg("normalised") = false, py::arg("threads") = 0, py::arg("isa") = "",
+        "The sums Z of update() for every leaf, int64; arguments as there.");
   m.def("peak", py_peak, py::arg("threads") = 0, py::arg("seconds") = 0.5, py::arg("isa") = "",
         "Int8 multiply-adds per second of dot products in registers on all threads.");
   m.def("info", info, "The instruction set chosen, those available (fastest first), and the number of threads.");

@@ -75,10 +75,18 @@ struct UpdateTask {
   size_t pairs = 0;
   bool use_clt = true;
   bool normalised = false; // Z >> 4 after the sum
+  // (lanes, V), or null: whether the lane's text has the byte. If not, the lane's pairs have no vote on its embedding.
+  const uint8_t* reads = nullptr;
+  size_t pairs_per_lane = 1;
+};
+
+struct Bounds {
+  int64_t all = 0;
+  const int64_t* embedding = nullptr; // (V,) those of its rows, or null
 };
 
 // Spec section 7's step of all leaves, from params into new_params.
-void update(const Isa& isa, const UpdateTask& task, Params params, int64_t bound, int threads, const Poll& poll,
+void update(const Isa& isa, const UpdateTask& task, Params params, const Bounds& bounds, int threads, const Poll& poll,
             int8_t* const* new_params);
 // The sums Z themselves, z[leaf] shaped as the leaf.
 void votes(const Isa& isa, const UpdateTask& task, int threads, const Poll& poll, int64_t* const* z);

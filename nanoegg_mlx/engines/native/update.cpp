@@ -63,6 +63,16 @@ struct Voter {
     }
   }
 
+  // Clears the rows of A, `rank` for each of `count` pairs from number `done` on, where the pair has not read the byte.
+  void mask(const Piece& p, size_t done, size_t count, int8_t* a_rows) const {
+    const size_t rank = task.noise.rank, stride = padded(p.rows);
+    for (size_t i = 0; i < count; i++) {
+      const uint8_t* read = task.reads + pairs[done + i] / task.pairs_per_lane * task.shape.vocab + p.first;
+      for (size_t r = 0; r < rank; r++, a_rows += stride)
+        for (int o = 0; o < p.rows; o++) a_rows[o] = read[o] ? a_rows[o] : 0;
+    }
+  }
+
   // fit * A transposed to (rows, columns), so that a product can sum over columns. |fit A| is at most 128 * 86, so two
   // digits of base 128 fit int8 each, and two int8 products replace one of int16.
   void transpose(const Buffer& a_rows, const std::vector<int8_t>& fit, int rows, size_t columns, int8_t* low,
@@ -114,6 +124,7 @@ struct Voter {
         draw((uint32_t)(from + (cols + p.first) * rank), rows, a_rows.as<int8_t>() + columns * a_stride, a_stride);
         std::fill_n(fit.begin() + columns, rank, task.fitness[pairs[i]]);
       }
+      if (task.reads && p.leaf == kEmb) mask(p, done, columns / rank, a_rows.as<int8_t>());
       if (!task.use_clt) {
         signs(b_rows.as<int8_t>(), columns * b_stride);
         signs(a_rows.as<int8_t>(), columns * a_stride);
@@ -159,11 +170,14 @@ size_t piece_offset(const Shape& s, const Piece& p) {
 
 } // namespace
 
-void update(const Isa& isa, const UpdateTask& task, Params params, int64_t bound, int threads, const Poll& poll,
+void update(const Isa& isa, const UpdateTask& task, Params params, const Bounds& bounds, int threads, const Poll& poll,
             int8_t* const* new_params) {
   for_each_piece(isa, task, threads, poll, [&](const Piece& p, const std::vector<int64_t>& z) {
-    const size_t offset = piece_offset(task.shape, p);
-    isa.move(z.data(), z.size(), params[p.leaf] + offset, bound, new_params[p.leaf] + offset);
+    const int64_t* by_row = p.leaf == kEmb ? bounds.embedding : nullptr;
+    const size_t offset = piece_offset(task.shape, p), each = by_row ? leaf_cols(task.shape, p.leaf) : z.size();
+    for (size_t i = 0, row = p.first; i < z.size(); i += each, row++)
+      isa.move(z.data() + i, each, params[p.leaf] + offset + i, by_row ? by_row[row] : bounds.all,
+               new_params[p.leaf] + offset + i);
   });
 }
 
