@@ -1,4 +1,5 @@
-"""The naive twin of training by nudged activations: docs/activations.md in plain Python and NumPy integers.
+"""The naive twin of training by nudged activations: docs/activations.md, with its options docs/decorrelation.md and
+docs/lane-baseline.md, in plain Python and NumPy integers.
 
 Written from the specification alone, with the functions of tests/oracle.py and no code of the package. One member and
 one token at a time. Arrays are int64. Section names are those of the specification.
@@ -58,10 +59,13 @@ def coin_key(seed: int, epoch: int) -> Key:
     return fold_in(fold_in(make_key(seed), 2), epoch)
 
 
-def coins(c: Any, pair: int, t: int, epoch: int) -> dict[Node, np.ndarray]:
-    """xi of each node, +1 or -1: 64 entries a block, the first word's lowest bit first."""
+def coins(c: Any, number: int, t: int, epoch: int) -> dict[Node, np.ndarray]:
+    """xi of each node, +1 or -1, of a pair, or of a member compared with its lane's first.
+
+    64 entries a block, the first word's lowest bit first.
+    """
     counts = [math.ceil(d / 64) for _, d in nodes(c)]
-    first = (pair * c.tokens_per_update + t) * sum(counts)
+    first = (number * c.tokens_per_update + t) * sum(counts)
     xi = {}
     for (node, d), count in zip(nodes(c), counts, strict=True):
         m = np.arange(first, first + count)
@@ -78,7 +82,7 @@ def coins(c: Any, pair: int, t: int, epoch: int) -> dict[Node, np.ndarray]:
 def forward(
     c: Any, params: Params, xi: dict[Node, np.ndarray], sign: int, state: np.ndarray, token: int
 ) -> tuple[np.ndarray, np.ndarray, dict[Node, np.ndarray]]:
-    """One token of the member with this sign: logits (V,), new state (L, D) and the inputs of the matrices."""
+    """One token of the member with this sign, 0 without nudges: logits (V,), new state (L, D), inputs of matrices."""
 
     def mat(name: str, x: np.ndarray, l: int) -> np.ndarray:
         return matmul(params[f"blocks.{name}"][l], x, None, 0)
@@ -115,7 +119,7 @@ def forward(
 
 
 def credit(c: Any, d: list[int]) -> list[int]:
-    """R of each token, from the pair's differences of score."""
+    """R of each token, from two members' differences of score."""
     R = [0] * (len(d) + 1)
     for t in reversed(range(len(d))):
         R[t] = d[t] + ((c.credit_decay * R[t + 1]) >> 4)
@@ -171,10 +175,8 @@ class Votes:
             return (*shape[:-2], 1, shape[-1])
         return (*shape[:-1], 1)
 
-    def add_token(
-        self, token: int, xi: dict[Node, np.ndarray], X: dict[Node, np.ndarray], d: int, R: int, err: np.ndarray
-    ) -> None:
-        """One pair's token: the coins, the mean inputs, the credits and the mean error of the head."""
+    def add_sample(self, token: int, xi: dict[Node, np.ndarray], X: dict[Node, np.ndarray], d: int, R: int) -> None:
+        """A difference of scores at a token: the coins that it is credited to, the inputs and the credits."""
         c = self.config
 
         def add(name: str, at: Any, node: Node, x: np.ndarray) -> None:
@@ -189,15 +191,18 @@ class Votes:
                 w = weight(c, node, d, R)
                 self.Z[name][l] += w * xi[node]
                 self.S[name][l] += w**2
-        for node, x in X.items():
-            self.C[node] = self.C.get(node, 0) + np.outer(x, x)
         w = weight(c, ("emb", 0), d, R)
         self.Z["emb"][token] += w * xi["emb", 0]
         self.S["emb"][token] += w**2
-        y = X["head", 0]
         if c.head_rule == "perturb":
-            add("head", ..., ("head", 0), y)
-        else:
+            add("head", ..., ("head", 0), X["head", 0])
+
+    def add_inputs(self, X: dict[Node, np.ndarray], err: np.ndarray) -> None:
+        """A pair's or a lane's inputs at a token, and its error of the head."""
+        for node, x in X.items():
+            self.C[node] = self.C.get(node, 0) + np.outer(x, x)
+        if self.config.head_rule == "error":
+            y = X["head", 0]
             self.Z["head"] += np.outer(err, y)
             self.E += err**2
             self.Y += y**2
@@ -261,12 +266,33 @@ def update(c: Any, params: Params, votes: Votes, epoch: int) -> Params:
         if name not in votes.Z:
             moved[name] = parameter
         elif name == "head" and c.head_rule == "error":
-            samples = c.population // 2 * c.tokens_per_update
+            samples = (c.population // 2 if c.antithetic else c.population // c.group) * c.tokens_per_update
             bound = threshold(c, epoch) * roots(votes.E)[:, None] * roots(votes.Y)
             moved[name] = move(parameter, votes.Z[name], math.isqrt(samples), bound)
         else:
             moved[name] = move(parameter, votes.Z[name], 1, threshold(c, epoch) * roots(votes.S[name]))
     return moved
+
+
+Read = tuple[list[int], np.ndarray, list[dict[Node, np.ndarray]], list[np.ndarray]]
+"""Of each token of a member: its score, its inputs and errors; beside them the new state."""
+
+
+def read_member(
+    c: Any, params: Params, xi: list[dict[Node, np.ndarray]], sign: int, text: list[int], state: np.ndarray
+) -> Read:
+    """A member through T + 1 bytes from its state (L, D): scores, new state, inputs and errors of the head."""
+    state, scores, inputs, errors = state.astype(np.int64), [], [], []
+    for t in range(c.tokens_per_update):
+        logits, state, X = forward(c, params, xi[t], sign, state, text[t])
+        scores.append(log_likelihood(logits, text[t + 1]))
+        inputs.append(X)
+        errors.append(head_error(logits, text[t + 1]))
+    return scores, state.astype(np.int8), inputs, errors
+
+
+def differences(scores: list[int], others: list[int]) -> list[int]:
+    return [score - other for score, other in zip(scores, others, strict=True)]
 
 
 def read_pair(
@@ -278,22 +304,38 @@ def read_pair(
     """
     T = c.tokens_per_update
     xi = [coins(c, pair, t, epoch) for t in range(T)]
-    scores: list[list[int]] = [[], []]
-    inputs: list[list[dict[Node, np.ndarray]]] = [[], []]
-    errors: list[list[np.ndarray]] = [[], []]
-    states = states.astype(np.int64)
-    for k, sign in enumerate((1, -1)):
-        for t in range(T):
-            logits, states[k], X = forward(c, params, xi[t], sign, states[k], text[t])
-            scores[k].append(log_likelihood(logits, text[t + 1]))
-            inputs[k].append(X)
-            errors[k].append(head_error(logits, text[t + 1]))
-    d = [even - odd for even, odd in zip(*scores, strict=True)]
+    even, odd = (read_member(c, params, xi, sign, text, state) for sign, state in zip((1, -1), states, strict=True))
+    d = differences(even[0], odd[0])
     R = credit(c, d)
     for t in range(T):
-        X = {name: (inputs[0][t][name] + inputs[1][t][name]) >> 1 for name in inputs[0][t]}
-        votes.add_token(text[t], xi[t], X, d[t], R[t], (errors[0][t] + errors[1][t]) >> 1)
-    return scores, states.astype(np.int8)
+        X = {name: (even[2][t][name] + odd[2][t][name]) >> 1 for name in even[2][t]}
+        votes.add_sample(text[t], xi[t], X, d[t], R[t])
+        votes.add_inputs(X, (even[3][t] + odd[3][t]) >> 1)
+    return [even[0], odd[0]], np.stack([even[1], odd[1]])
+
+
+def read_lane(
+    c: Any, params: Params, lane: int, epoch: int, text: list[int], states: np.ndarray, votes: Votes
+) -> tuple[list[list[int]], np.ndarray]:
+    """All members of a lane compared with its first (docs/lane-baseline.md), from states (G, L, D); as `read_pair`."""
+    T = c.tokens_per_update
+    scores: list[list[int]] = []
+    new_states = np.empty_like(states)
+    baseline_inputs: list[dict[Node, np.ndarray]] = []
+    for k in range(c.group):
+        xi = [coins(c, lane * c.group + k, t, epoch) for t in range(T)]
+        some, new_states[k], inputs, errors = read_member(c, params, xi, int(k > 0), text, states[k])
+        scores.append(some)
+        if k == 0:
+            baseline_inputs = inputs
+            for t in range(T):
+                votes.add_inputs(inputs[t], errors[t])
+            continue
+        d = differences(some, scores[0])
+        R = credit(c, d)
+        for t in range(T):
+            votes.add_sample(text[t], xi[t], baseline_inputs[t], d[t], R[t])
+    return scores, new_states
 
 
 class NudgedOracle:
@@ -309,11 +351,12 @@ class NudgedOracle:
         """One epoch: the members' scores (N,)."""
         c, states, scores = self.config, self.states.copy(), []
         self.votes = Votes(c, self.params)
-        for pair in range(c.population // 2):
-            members = slice(2 * pair, 2 * pair + 2)
-            text = member_text(c, self.tokens, 2 * pair, self.epoch).tolist()
-            some, states[members] = read_pair(c, self.params, pair, self.epoch, text, states[members], self.votes)
-            scores += [sum(some[0]), sum(some[1])]
+        read, size = (read_pair, 2) if c.antithetic else (read_lane, c.group)
+        for number in range(c.population // size):
+            members = slice(size * number, size * number + size)
+            text = member_text(c, self.tokens, members.start, self.epoch).tolist()
+            some, states[members] = read(c, self.params, number, self.epoch, text, states[members], self.votes)
+            scores += [sum(each) for each in some]
         if c.decorrelate:
             decorrelate(c, self.votes)
         self.params = update(c, self.params, self.votes, self.epoch)

@@ -17,7 +17,7 @@ from nanoegg_mlx.core.activations import Moments, Nudged, add_moments
 from nanoegg_mlx.engines import make_engine
 from tests.oracle import Oracle, Params
 from tests.oracle import validate as oracle_validate
-from tests.oracle_activations import NudgedOracle, Votes, read_pair
+from tests.oracle_activations import NudgedOracle, Votes, read_lane, read_pair
 from tests.traces import ENGINES, NUDGED_NAMES, Trace, pseudo_text, sha256
 
 TINY: dict[str, Any] = {
@@ -184,6 +184,31 @@ NUDGED_CASES: dict[str, dict[str, Any]] = {
     "decay": {"alpha": 7.5, "alpha_decay_timestep": 2},
 }
 
+LANES: dict[str, dict[str, Any]] = {
+    "lanes of 2": {},
+    "lanes of 4": {"group_size": 4},
+    "lanes of 4, head nudged": {"group_size": 4, "head_rule": "perturb"},
+    "lanes of 4, decorrelated": {"group_size": 4, "decorrelate": True},
+    "lanes of 4, decorrelated, head nudged": {"group_size": 4, "decorrelate": True, "head_rule": "perturb"},
+    "lanes of 4, three chunks": {"group_size": 4, "decorrelate": True, "n_embd": 130, "n_layer": 1, "population": 4},
+    "lanes of 6, width 1": {"group_size": 6, "population": 12, "n_embd": 1, "n_layer": 3, "vocab_size": 1},
+    "lanes of 6, width 65": {"group_size": 6, "population": 6, "n_embd": 65, "vocab_size": 130},
+    "lanes of 10": {"group_size": 10, "population": 40, "tokens_per_update": 3, "vocab_size": 256},
+    "lanes of 10, own token only": {"group_size": 10, "population": 20, "credit_decay": 0},
+    "lanes of 10, one token": {"group_size": 10, "population": 20, "tokens_per_update": 1, "head_rule": "perturb"},
+    "lanes of 64": {"group_size": 64, "population": 128, "tokens_per_update": 3, "vocab_size": 5},
+    "a lane larger than the population": {"group_size": 128, "population": 40, "tokens_per_update": 3},
+    "a group beyond the limit, but few members": {"group_size": 1000, "population": 24, "tokens_per_update": 3},
+    "lanes of 128": {"group_size": 128, "population": 256, "tokens_per_update": 2, "n_layer": 1, "vocab_size": 9},
+    "lanes of 128, largest credits": {
+        "group_size": 128, "population": 128, "tokens_per_update": 6, "n_layer": 1, "nudge": 64, "head_nudge": 64,
+        "head_rule": "perturb", "credit_decay": 15, "alpha": 1.0, "decorrelate": True,
+    },
+    "lanes of 4, largest seed": {"group_size": 4, "seed": 2**64 - 1, "nudge": 64, "alpha": 1.0},
+}  # fmt: skip
+"""Cases of docs/lane-baseline.md."""
+NUDGED_CASES |= {name: {**changes, "antithetic": False} for name, changes in LANES.items()}
+
 
 def random_changes(number: int) -> dict[str, Any]:
     """The changes of a random case, at most 120 tokens an epoch."""
@@ -204,10 +229,12 @@ def random_changes(number: int) -> dict[str, Any]:
         "head_nudge": draw.choice([1, 4, 64]),
         "credit_decay": draw.randint(0, 15),
         "head_rule": draw.choice(["error", "perturb"]),
+        "antithetic": draw.random() < 0.5,
+        "decorrelate": draw.random() < 0.3,
     }
 
 
-NUDGED_CASES |= {f"random {number}": random_changes(number) for number in range(16)}
+NUDGED_CASES |= {f"random {number}": random_changes(number) for number in range(24)}
 
 
 @pytest.fixture
@@ -296,9 +323,13 @@ def test_nudged_run_equals_the_oracle(name: str, engine: str) -> None:
 @pytest.mark.parametrize("head_rule", ["error", "perturb"])
 @pytest.mark.parametrize("largest", [0, 1, 20, 127])
 @pytest.mark.parametrize("decorrelate", [False, True])
-def test_nudged_run_from_any_parameters(decorrelate: bool, largest: int, head_rule: str, engine: str) -> None:
+@pytest.mark.parametrize("compared", [{}, {"antithetic": False, "group_size": 4}], ids=["pairs", "lanes"])
+def test_nudged_run_from_any_parameters(
+    compared: dict[str, Any], decorrelate: bool, largest: int, head_rule: str, engine: str
+) -> None:
     """All zeros and ones, where the mean of a norm is 0, up to the largest numbers, where every clip acts."""
     changes = {"nudge": 1 if largest < 2 else 30, "alpha": 1.0, "head_rule": head_rule, "decorrelate": decorrelate}
+    changes |= compared
     config = nudged_config(changes, engine)
     tokens = two_segments(config, 10)
     params, states = random_start(config, largest, largest)
@@ -309,33 +340,43 @@ def test_nudged_run_from_any_parameters(decorrelate: bool, largest: int, head_ru
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_nudged_run_on_separators_only(engine: str) -> None:
+@pytest.mark.parametrize("antithetic", [True, False])
+def test_nudged_run_on_separators_only(antithetic: bool, engine: str) -> None:
     """The compiled step, since the trainer is not `interpreted` here; no state outlives a token."""
-    config = nudged_config({}, engine)
+    config = nudged_config({"antithetic": antithetic, "group_size": 4}, engine)
     tokens = np.zeros(60, np.uint8)
     assert_same_nudged_run(Trainer(config, tokens), NudgedOracle(config, tokens), 2)
 
 
 @pytest.mark.usefixtures("interpreted")
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("changes", [{"chunk": 1}, {"chunk": 6}, {"threads": 3}], ids=str)
+@pytest.mark.parametrize("changes", [{"chunk": 1}, {"chunk": 6}, {"chunk": 14}, {"threads": 3}], ids=str)
+@pytest.mark.parametrize("antithetic", [True, False])
 def test_chunks_spans_and_windows_do_not_show_in_a_nudged_run(
-    changes: dict[str, int], engine: str, monkeypatch: pytest.MonkeyPatch
+    antithetic: bool, changes: dict[str, int], engine: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Pairs are gathered one at a time if a span is a byte, and each token is a graph of its own."""
+    """Pairs or lanes are gathered one at a time if a span is a byte, and each token is a graph of its own."""
     monkeypatch.setattr("nanoegg_mlx.engines.mlx._CPU_PRODUCTS", 1)
     if "chunk" not in changes:
         monkeypatch.setattr("nanoegg_mlx.training.estimators._SPAN_BYTES", 1)
-    config = nudged_config({**changes, "population": 12, "group_size": 6}, engine)
+    config = nudged_config({**changes, "population": 18, "group_size": 6, "antithetic": antithetic}, engine)
     tokens = text(config, 60, 7)
     assert_same_nudged_run(Trainer(config, tokens), NudgedOracle(config, tokens), 2)
 
 
-def pair_texts(config: Config, pairs: int) -> tuple[np.ndarray, np.ndarray]:
-    """Texts (pairs, T + 1) and states (2 pairs, L, D)."""
-    texts = text(config, pairs * (config.tokens_per_update + 1), 6).reshape(pairs, -1)
+COMPARED: dict[str, dict[str, Any]] = {
+    "pairs": {},
+    "lanes of 2": {"antithetic": False},
+    "lanes of 6": {"antithetic": False, "group_size": 6},
+}
+
+
+def cohort_texts(config: Config, cohorts: int) -> tuple[np.ndarray, np.ndarray]:
+    """Texts (cohorts, T + 1) and the states of their members."""
+    texts = text(config, cohorts * (config.tokens_per_update + 1), 6).reshape(cohorts, -1)
     rng = np.random.default_rng(5)
-    return texts, rng.integers(-127, 128, (2 * pairs, config.n_layer, config.n_embd)).astype(np.int8)
+    states = rng.integers(-127, 128, (cohorts * config.cohort, config.n_layer, config.n_embd))
+    return texts, states.astype(np.int8)
 
 
 def nudge(config: Config, members: range, texts: np.ndarray, states: np.ndarray) -> Nudged:
@@ -353,19 +394,27 @@ def assert_same_moments(moments: Moments, expected: Moments) -> None:
 @pytest.mark.usefixtures("interpreted")
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("head_rule", ["error", "perturb"])
-def test_moments_do_not_depend_on_chunks_and_add_up_over_spans(head_rule: str, engine: str) -> None:
-    config = nudged_config({"population": 14, "head_rule": head_rule, "decorrelate": True}, engine)
-    texts, states = pair_texts(config, 7)
-    whole = nudge(config, range(14), texts, states)
+@pytest.mark.parametrize("compared", COMPARED.values(), ids=COMPARED)
+def test_moments_do_not_depend_on_chunks_and_add_up_over_spans(
+    compared: dict[str, Any], head_rule: str, engine: str
+) -> None:
+    size = 2 if compared.get("antithetic", True) else compared.get("group_size", 2)
+    config = nudged_config(
+        {"population": 7 * size, "head_rule": head_rule, "decorrelate": True, **compared},
+        engine,
+    )
+    assert config.cohort == size
+    texts, states = cohort_texts(config, 7)
+    whole = nudge(config, range(7 * size), texts, states)
     for changes in ({"chunk": 1}, {"chunk": 4}, {"chunk": 14}, {"chunk": 100}, {"threads": 1}, {"threads": 5}):
-        other = nudge(config.replace(**changes), range(14), texts, states)
+        other = nudge(config.replace(**changes), range(7 * size), texts, states)
         assert np.array_equal(other.scores, whole.scores)
         assert np.array_equal(other.states, whole.states)
         assert_same_moments(other.sums, whole.sums)
     parts = []
-    for members in (range(0, 2), range(2, 10), range(10, 14)):
-        own = slice(members.start, members.stop)
-        part = nudge(config, members, texts[own.start // 2 : own.stop // 2], states[own])
+    for rows in (slice(0, 1), slice(1, 5), slice(5, 7)):
+        own = slice(rows.start * size, rows.stop * size)
+        part = nudge(config, range(own.start, own.stop), texts[rows], states[own])
         assert np.array_equal(part.scores, whole.scores[own])
         assert np.array_equal(part.states, whole.states[own])
         parts.append(part.sums)
@@ -375,18 +424,21 @@ def test_moments_do_not_depend_on_chunks_and_add_up_over_spans(head_rule: str, e
 @pytest.mark.usefixtures("interpreted")
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("head_rule", ["error", "perturb"])
-def test_last_pairs_of_the_largest_population(head_rule: str, engine: str) -> None:
+@pytest.mark.parametrize("compared", [{}, {"antithetic": False, "group_size": 4}], ids=["pairs", "lanes"])
+def test_last_members_of_the_largest_population(compared: dict[str, Any], head_rule: str, engine: str) -> None:
     """Their block numbers are beyond 2^32."""
     changes = {"population": 2**30, "seed": 2**64 - 2, "head_rule": head_rule, "tokens_per_update": 20}
-    config = nudged_config(changes, engine)
-    texts, states = pair_texts(config, 2)
-    result = nudge(config, range(2**30 - 4, 2**30), texts, states)
+    config = nudged_config({**changes, **compared}, engine)
+    size = config.cohort
+    texts, states = cohort_texts(config, 2)
+    result = nudge(config, range(2**30 - 2 * size, 2**30), texts, states)
     params = {name: np.array(value) for name, value in init_params(config).items()}
     votes = Votes(config, params)
+    read = read_pair if config.antithetic else read_lane
     for k in range(2):
-        own = slice(2 * k, 2 * k + 2)
-        scores, new_states = read_pair(config, params, 2**29 - 2 + k, 3, texts[k].tolist(), states[own], votes)
-        assert result.scores[own].tolist() == [sum(scores[0]), sum(scores[1])]
+        own = slice(k * size, k * size + size)
+        scores, new_states = read(config, params, 2**30 // size - 2 + k, 3, texts[k].tolist(), states[own], votes)
+        assert result.scores[own].tolist() == [sum(some) for some in scores]
         assert np.array_equal(result.states[own], new_states)
     S = {name: mx.array(S).reshape(result.sums.S[name].shape) for name, S in votes.S.items() if name in result.sums.S}
     by_error = {"head.E": mx.array(votes.E), "head.Y": mx.array(votes.Y)} if head_rule == "error" else {}

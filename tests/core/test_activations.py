@@ -159,13 +159,23 @@ HAND_HEAD: dict[str, tuple[Any, dict[str, Any]]] = {
 """Z and S of the head by each rule."""
 
 
-def hand_tokens() -> list[Token]:
-    """The package's form of the hand-computed pair."""
+def hand_tokens(samples: tuple[tuple[int, int], ...] = ((1, 1),)) -> list[Token]:
+    """The package's form of the hand-computed pair, or of a lane with such samples.
+
+    Args:
+        samples: factors of the pair's differences and of its coins.
+    """
     tokens = []
-    for scores, xi, X, error in zip(HAND_SCORES, HAND_XI, HAND_INPUTS, HAND_ERRORS, strict=True):
-        signs = {(name, None if name in ("emb", "head") else 0): int32([values]) for name, values in xi.items()}
+    for (even, odd), xi, X, error in zip(HAND_SCORES, HAND_XI, HAND_INPUTS, HAND_ERRORS, strict=True):
+        differences = int32([[factor * (even - odd) for factor, _ in samples]])
+        signs = {
+            (name, None if name in ("emb", "head") else 0): int32(
+                [[[sign * value for value in values] for _, sign in samples]]
+            )
+            for name, values in xi.items()
+        }
         inputs = {("y", 1) if name == "head" else (name, 0): int32([values]) for name, values in X.items()}
-        tokens.append(Token(int32([scores]), signs, inputs, int32([error])))
+        tokens.append(Token(differences, int32([[even, odd]]), signs, inputs, int32([error])))
     return tokens
 
 
@@ -187,7 +197,8 @@ def test_the_twin_computed_by_hand(head_rule: str) -> None:
     for t, R in enumerate(twin.credit(config, d)):
         xi = {(name, 0): np.array(values) for name, values in HAND_XI[t].items()}
         X = {(names.get(name, name), 0): np.array(values) for name, values in HAND_INPUTS[t].items()}
-        votes.add_token(HAND_BYTES[t], xi, X, d[t], R, np.array(HAND_ERRORS[t]))
+        votes.add_sample(HAND_BYTES[t], xi, X, d[t], R)
+        votes.add_inputs(X, np.array(HAND_ERRORS[t]))
     head_Z, head_S = HAND_HEAD[head_rule]
     assert {name: value.tolist() for name, value in votes.Z.items()} == {**HAND_Z, "head": head_Z}
     S = {name: value.reshape(np.shape(HAND_S[name])).tolist() for name, value in votes.S.items() if name != "head"}
@@ -212,6 +223,7 @@ def test_moments_add_up() -> None:
     one = moments(hand_tokens(), mx.array([HAND_BYTES], dtype=mx.uint8), config)
     tokens = [
         Token(
+            twice(token.differences),
             twice(token.scores),
             {node: twice(xi) for node, xi in token.xi.items()},
             {name: twice(x) for name, x in token.inputs.items()},
@@ -229,13 +241,7 @@ def test_sums_beyond_int32() -> None:
     """140,000 pairs of the largest credits, inputs and errors."""
     P = 140_000
     config = Config(**{**TINY, "population": 2 * P, "tokens_per_update": 1})
-
-    def of_all(values: list[int]) -> mx.array:
-        return mx.broadcast_to(int32([values]), (P, len(values)))
-
-    xi = {node: of_all([1] * x.shape[1]) for node, x in hand_tokens()[0].xi.items()}
-    inputs = {name: of_all([-127] * x.shape[1]) for name, x in hand_tokens()[0].inputs.items()}
-    token = Token(of_all([0, -127]), xi, inputs, of_all([8192, -8191]))
+    token = largest_token(P, 1, 127)
     sums = moments([token], mx.zeros((P, 1), dtype=mx.uint8), config)
     assert sums.Z["blocks.att.Wf"].tolist() == [[[-(127**2) * P]]]
     assert sums.S["blocks.att.Wf"].tolist() == [[127**4 * P]]
@@ -244,6 +250,18 @@ def test_sums_beyond_int32() -> None:
     assert sums.Z["head"].tolist() == [[-8192 * 127 * P], [8191 * 127 * P]]
     assert sums.S["head.E"].tolist() == [8192**2 * P, 8191**2 * P]
     assert sums.S["head.Y"].tolist() == [127**2 * P]
+
+
+def largest_token(P: int, samples: int, d: int) -> Token:
+    """One token of P cohorts: all differences of score are d, all coins 1, all inputs -127, errors of both limits."""
+
+    def of_all(values: list[int]) -> mx.array:
+        return mx.broadcast_to(int32([values]), (P, len(values)))
+
+    first = hand_tokens()[0]
+    xi = {node: mx.ones((P, samples, x.shape[-1]), mx.int32) for node, x in first.xi.items()}
+    inputs = {name: of_all([-127] * x.shape[1]) for name, x in first.inputs.items()}
+    return Token(of_all([d] * samples), of_all([0] * (samples + 1)), xi, inputs, of_all([8192, -8191]))
 
 
 # The step
@@ -308,6 +326,13 @@ def test_variances_belong_to_inputs_rows_and_layers() -> None:
     by_error = {"head.E": [16, 1, 64], "head.Y": [16, 64]}
     # 16 * 31 * isqrt(1 pair * 2 tokens) against 31 isqrt(E) isqrt(Y)
     assert moved("head", 0, 31, by_error, head_rule="error") == [[1, 0], [1, 1], [0, 0]]
+    # A lane of 2, 4 or 8 members counts once.
+    for lanes in (1, 2, 4):
+        shape = {"population": 8, "group_size": 8 // lanes, "tokens_per_update": 4, "antithetic": False}
+        root = math.isqrt(lanes * 4)
+        by_error = {"head.E": [(16 * root) ** 2, (16 * root + 1) ** 2, 0], "head.Y": [1, 2**2]}
+        expected = [[1, 0], [0, 0], [1, 1]]
+        assert moved("head", 0, 31, by_error, head_rule="error", **shape) == expected
 
 
 @pytest.mark.parametrize(
@@ -356,3 +381,5 @@ def test_signal_and_credit_rms() -> None:
     signal = step(init_params(config), Moments(Z, S, {}), config, 0).signal
     assert signal == {"emb": pytest.approx((9 / 25 + 16 / 25 + 36 / 9 + 0) / 4)}
     assert activations.credit_rms(Moments(Z, S, {}), config) == math.sqrt(50 / 2)
+    lanes = config.replace(antithetic=False, population=8, group_size=4)  # 3 samples each, at 2 tokens
+    assert activations.credit_rms(Moments(Z, S, {}), lanes) == math.sqrt(50 / 12)

@@ -25,7 +25,7 @@ struct Results {
   // The task with these arrays in it.
   NudgeTask with(NudgeTask task, const Shape& shape, const std::vector<int8_t>& before, bool input_products = false) {
     states = before;
-    scores.assign(2 * task.pairs, 0);
+    scores.assign(task.cohorts * task.size, 0);
     sums.clear();
     const std::vector<int> order{kWf, kUf, kWh, kUh, kMlp0, kMlp1, kBf, kBh, kEmb, kHead};
     const auto add = [&](size_t size) {
@@ -172,8 +172,57 @@ void check_sums(const Isa& isa, size_t count, int entries, int n) {
   check(same(emb, slow_emb), what + ": by byte");
 }
 
+// The digits of summed coins, their products with inputs, and squares with weights, of `samples` samples.
+void check_digits(const Isa& isa, size_t count, int samples, int entries) {
+  const std::string what =
+      std::string(isa.name) + " digits of " + std::to_string(samples) + " x " + std::to_string(count) + ": ";
+  const size_t depth = padded(count), stride = padded(entries), G = (size_t)isa.group;
+  // The rows of coins and credits are farther apart than they are long.
+  const size_t coins_stride = depth + 64, w_stride = depth + 128;
+  std::vector<uint64_t> coins(samples * coins_stride);
+  std::vector<int8_t> w(samples * w_stride), x(depth * stride), low(depth * kPad), high(low.size());
+  const int coin_way = random_in(0, 3), way = random_way();
+  for (uint64_t& word : coins) word = coin_way == 0 ? 0 : coin_way == 1 ? ~(uint64_t)0 : random_word();
+  for (int j = 0; j < samples; j++) fill(w.data() + j * w_stride, count, way);
+  isa.sums.coin_digits(coins.data(), coins_stride, w.data(), w_stride, samples, count, low.data(), high.data());
+
+  std::vector<int8_t> slow_low(count * kPad), slow_high(count * kPad);
+  naive::coin_digits(coins.data(), coins_stride, w.data(), w_stride, samples, count, slow_low.data(), slow_high.data());
+  bool equal = true;
+  std::vector<int32_t> a(count * kPad), b;
+  for (size_t k = 0; k < count; k++)
+    for (size_t i = 0; i < kPad; i++) {
+      const size_t packed = k / G * G * kPad + i * G + k % G, plain = k * kPad + i;
+      equal = equal && low[packed] == slow_low[plain] && high[packed] == slow_high[plain];
+      a[plain] = slow_low[plain] + 128 * slow_high[plain];
+    }
+  check(equal, what + "digits");
+
+  for (size_t k = 0; k < count; k++) {
+    fill(x.data() + k * stride, entries, random_way());
+    b.insert(b.end(), x.begin() + k * stride, x.begin() + k * stride + entries);
+  }
+  std::vector<uint8_t> packed(depth * stride);
+  isa.pack_columns(x.data(), stride, (int)depth, entries, packed.data());
+  std::vector<int64_t> z(kPad * (size_t)entries), slow_z(z.size()), s(entries), slow_s(entries);
+  int32_t totals[kPad];
+  for (const auto& [digits, scale] : {std::pair{&low, 1}, std::pair{&high, 128}}) {
+    isa.sums.row_totals(digits->data(), count, totals);
+    isa.sums.products(digits->data(), totals, 0, kPad, packed.data(), entries, depth, 0, count, scale, z.data());
+  }
+  naive::sum_products(a.data(), b.data(), count, kPad, entries, slow_z.data());
+  check(same(z, slow_z), what + "products");
+
+  std::vector<int32_t> q(depth);
+  const bool largest = random_in(0, 1);
+  for (size_t k = 0; k < count; k++) q[k] = largest ? samples * 127 * 127 : random_in(0, samples * 127 * 127);
+  isa.sums.weighted_squares(packed.data(), entries, depth, count, q.data(), s.data());
+  naive::weighted_squares(q.data(), b.data(), count, entries, slow_s.data());
+  check(same(s, slow_s), what + "squares");
+}
+
 // Whole calls, of random models and options.
-void check_calls(const Isa& isa) {
+void check_calls(const Isa& isa, bool antithetic) {
   int number = 0;
   for (const Shape shape :
        {Shape{1, 1, 1}, Shape{5, 7, 2}, Shape{17, 33, 3}, Shape{256, 20, 1}, Shape{70, 65, 1}, Shape{3, 130, 2}}) {
@@ -181,25 +230,27 @@ void check_calls(const Isa& isa) {
     const Weights weights(isa, shape, model.params.data());
     NudgeTask task;
     task.key = model.noise.key;
-    task.first_pair = number % 2 ? random_word() >> 4 : 0;
-    task.pairs = random_in(1, 9), task.tokens = random_in(1, 7);
+    task.antithetic = antithetic;
+    task.size = antithetic ? 2 : std::vector<int>{2, 128, 10, 4}[number % 4];
+    task.first_member = number % 2 ? (random_word() >> 8) / task.size * task.size : 0;
+    task.cohorts = random_in(1, antithetic ? 9 : 3), task.tokens = random_in(1, 7);
     task.nudge = random_in(1, 64), task.credit_decay = random_in(0, 15);
     task.head_nudge = number % 2 ? random_in(1, 64) : 0;
-    std::vector<uint8_t> inputs(task.pairs * task.tokens), targets(inputs.size());
+    std::vector<uint8_t> inputs(task.cohorts * task.tokens), targets(inputs.size());
     for (uint8_t& v : inputs) v = random_in(0, 4) ? (uint8_t)random_in(0, shape.vocab - 1) : 0;
     for (uint8_t& v : targets) v = (uint8_t)random_in(0, shape.vocab - 1);
     task.inputs = inputs.data(), task.targets = targets.data();
-    std::vector<int8_t> states(2 * task.pairs * shape.layers * shape.width);
+    std::vector<int8_t> states(task.cohorts * task.size * shape.layers * shape.width);
     fill(states.data(), states.size(), random_way());
     Results slow;
     const bool input_products = number % 3 != 2;
     naive::nudge(shape, model.params.data(), slow.with(task, shape, states, input_products));
-    for (const int block : {0, 2, 6}) {
+    for (const int block : {0, 2, 6, 20}) {
       Results fast;
-      nudge(weights, fast.with(task, shape, states, input_products), 1 + block / 2, block, nullptr);
+      nudge(weights, fast.with(task, shape, states, input_products), 1 + block / 2 % 4, block, nullptr);
       compare(fast, slow,
-              std::string("nudge ") + isa.name + " of width " + std::to_string(shape.width) + ", block " +
-                  std::to_string(block));
+              std::string("nudge ") + isa.name + " of width " + std::to_string(shape.width) + ", cohorts of " +
+                  std::to_string(task.size) + ", block " + std::to_string(block));
     }
     number++;
   }
@@ -213,7 +264,10 @@ void check_nudges(const Isa& isa) {
   check_errors(isa);
   for (const size_t count : {1, 7, 63, 64, 65, 300, 700})
     for (const int entries : {1, 15, 33, 64, 100, 130}) check_sums(isa, count, entries, random_in(1, 64));
-  check_calls(isa);
+  for (const int samples : {1, 2, 9, 63, 127})
+    for (const size_t count : {1, 7, 64, 65, 300}) check_digits(isa, count, samples, random_in(1, 130));
+  check_calls(isa, true);
+  check_calls(isa, false);
 }
 
 void check_nudge_cases(Reader& in) {
@@ -224,13 +278,13 @@ void check_nudge_cases(Reader& in) {
     NudgeTask task;
     task.key.hi = (uint32_t)in.number(), task.key.lo = (uint32_t)in.number();
     task.nudge = (int)in.number(), task.head_nudge = (int)in.number(), task.credit_decay = (int)in.number();
-    task.first_pair = (uint64_t)in.number();
-    task.pairs = (size_t)in.number(), task.tokens = (size_t)in.number();
+    task.first_member = (uint64_t)in.number(), task.size = (int)in.number(), task.antithetic = in.number() != 0;
+    task.cohorts = (size_t)in.number(), task.tokens = (size_t)in.number();
     const Leaves params = read_leaves(in, shape);
     const size_t state = (size_t)shape.layers * shape.width;
-    const std::vector<uint8_t> inputs = in.read<uint8_t>(task.pairs * task.tokens),
+    const std::vector<uint8_t> inputs = in.read<uint8_t>(task.cohorts * task.tokens),
                                targets = in.read<uint8_t>(inputs.size());
-    const std::vector<int8_t> states = in.read<int8_t>(2 * task.pairs * state);
+    const std::vector<int8_t> states = in.read<int8_t>(task.cohorts * task.size * state);
     task.inputs = inputs.data(), task.targets = targets.data();
     Results expected;
     expected.with(task, shape, states);

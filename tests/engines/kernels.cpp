@@ -219,6 +219,39 @@ void vote_sums(const char* isa, const uint64_t* coins, const int8_t* w, const ui
   fast->sums.by_byte(words.as<uint64_t>(), credit.as<int8_t>(), bytes, count, n, n, by_byte);
 }
 
+// coins and w (samples, count); low and high (count, kPad).
+void coin_digits(const char* isa, const uint64_t* coins, const int8_t* w, int samples, size_t count, int8_t* low,
+                 int8_t* high) {
+  const Isa* fast = find(isa);
+  if (!fast) return naive::coin_digits(coins, count, w, count, samples, count, low, high);
+  const size_t depth = padded(count), G = (size_t)fast->group;
+  const Buffer words(samples * depth * sizeof *coins), credit = pad_rows(w, samples, count), rows(2 * depth * kPad);
+  for (int j = 0; j < samples; j++) std::copy_n(coins + j * count, count, words.as<uint64_t>() + j * depth);
+  int8_t* const packed = rows.as<int8_t>();
+  fast->sums.coin_digits(words.as<uint64_t>(), depth, credit.as<int8_t>(), depth, samples, count, packed,
+                         packed + depth * kPad);
+  for (size_t k = 0; k < count; k++)
+    for (size_t i = 0; i < kPad; i++) {
+      const size_t at = k / G * G * kPad + i * G + k % G;
+      low[k * kPad + i] = packed[at];
+      high[k * kPad + i] = packed[depth * kPad + at];
+    }
+}
+
+// x (count, entries), q (count,) -> s (entries,)
+void weighted_squares(const char* isa, const int8_t* x, const int32_t* q, size_t count, int entries, int64_t* s) {
+  const Isa* fast = find(isa);
+  if (!fast) {
+    const std::vector<int32_t> b(x, x + count * entries);
+    return naive::weighted_squares(q, b.data(), count, entries, s);
+  }
+  const size_t depth = padded(count), filled = (count + fast->group - 1) / fast->group * fast->group;
+  const Buffer rows = pad_rows(x, count, entries), packed(depth * padded(entries)), weights(depth * sizeof *q);
+  std::copy_n(q, count, weights.as<int32_t>());
+  fast->pack_columns(rows.as<int8_t>(), padded(entries), (int)count, entries, packed.as<uint8_t>());
+  fast->sums.weighted_squares(packed.as<uint8_t>(), entries, filled, count, weights.as<int32_t>(), s);
+}
+
 int32_t log_likelihood(const char* isa, const int8_t* logits, int vocab, int target) {
   const Isa* fast = find(isa);
   return (fast ? fast->pieces.log_likelihood : naive::log_likelihood)(logits, vocab, target);

@@ -210,6 +210,23 @@ def vote_sums(
     return Z, S, by_byte
 
 
+def coin_digits(words: np.ndarray, w: np.ndarray, isa: str) -> tuple[np.ndarray, np.ndarray]:
+    """Of coins (J, K) uint64 and w (J, K) int8, summed over J: the low and the high digits (K, 64)."""
+    samples, count = w.shape
+    low, high = np.empty((count, 64), np.int8), np.empty((count, 64), np.int8)
+    given = _checked(words, np.uint64), _checked(w, np.int8)
+    _call("coin_digits", isa, *given, samples, ctypes.c_size_t(count), low, high)
+    return low, high
+
+
+def weighted_squares(q: np.ndarray, x: np.ndarray, isa: str) -> np.ndarray:
+    """Of q (K,) int32 and inputs (K, entries): the sums (entries,) of q x^2."""
+    S = np.zeros(x.shape[1], np.int64)
+    size = ctypes.c_size_t(len(q))
+    _call("weighted_squares", isa, _checked(x, np.int8), _checked(q, np.int32), size, x.shape[1], S)
+    return S
+
+
 def log_likelihood(logits: np.ndarray, target: int, isa: str) -> int:
     return _call("log_likelihood", isa, _checked(logits, np.int8), len(logits), target)
 

@@ -22,24 +22,29 @@ Row signs(const std::vector<uint64_t>& words, size_t first, int size) {
   return xi;
 }
 
-// The coins and the mean inputs of a pair at a token, by layer; those outside the layers by themselves.
-struct Token {
+// The coins of a member or pair at a token, by layer; those outside the layers by themselves. And what is credited to
+// them.
+struct Sample {
   Row emb, head;
-  std::vector<std::array<Row, 4>> nodes;  // f, c, a, b
+  std::vector<std::array<Row, 4>> nodes; // f, c, a, b
+  int32_t d, R;
+};
+
+// What a member, or a cohort in the votes, has at a token.
+struct Seen {
   std::vector<std::array<Row, 5>> inputs; // y, h, g, q, a
   Row last;                               // the head's input
   Row errors;
   int byte;
-  int32_t d, R;
 };
 
 // One member at one token.
 struct Member {
   const Shape& shape;
   Params params;
-  int sign;
+  int sign; // 0: without nudges
   const NudgeTask& task;
-  Token sees; // its inputs
+  Seen sees;
   std::vector<int8_t> logits;
 
   std::vector<int8_t> product(int leaf, int layer, const std::vector<int8_t>& x) const {
@@ -60,16 +65,16 @@ struct Member {
   }
 
   // Updates the member's states (L, D).
-  void forward(const Token& token, int8_t* states) {
+  void forward(int byte, const Sample& sample, int8_t* states) {
     const int D = shape.width;
     const std::vector<int8_t> nothing(std::max(4 * D, shape.vocab));
-    std::vector<int8_t> x(params[kEmb] + token.byte * D, params[kEmb] + (token.byte + 1) * D);
-    if (token.byte == 0) std::fill(states, states + (size_t)shape.layers * D, 0);
-    add_nudged(x.data(), nothing.data(), nudges(token.emb, task.nudge).data(), D);
+    std::vector<int8_t> x(params[kEmb] + byte * D, params[kEmb] + (byte + 1) * D);
+    if (byte == 0) std::fill(states, states + (size_t)shape.layers * D, 0);
+    add_nudged(x.data(), nothing.data(), nudges(sample.emb, task.nudge).data(), D);
     sees.inputs.resize(shape.layers);
     for (int layer = 0; layer < shape.layers; layer++) {
       int8_t* h = states + (size_t)layer * D;
-      const auto e = [&](int node) { return nudges(token.nodes[layer][node], task.nudge); };
+      const auto e = [&](int node) { return nudges(sample.nodes[layer][node], task.nudge); };
       const auto bias = [&](int leaf) { return params[leaf] + (size_t)layer * D; };
       const std::vector<int8_t> before(h, h + D), y = normalised(x, kLn1, layer);
       std::vector<int8_t> f = product(kWf, layer, y), g(D);
@@ -89,7 +94,7 @@ struct Member {
     sees.last = wide(y.data(), D);
     logits = product(kHead, 0, y);
     if (task.head_nudge)
-      add_nudged(logits.data(), nothing.data(), nudges(token.head, task.head_nudge).data(), logits.size());
+      add_nudged(logits.data(), nothing.data(), nudges(sample.head, task.head_nudge).data(), logits.size());
   }
 };
 
@@ -99,52 +104,78 @@ Row mean(const Row& even, const Row& odd) {
   return out;
 }
 
-// The coins of pair p at token t.
-void draw(const Shape& s, const NudgeTask& task, uint64_t p, size_t t, Token& token) {
+// The coins of a pair or member of this number at token t.
+Sample draw(const Shape& s, const NudgeTask& task, uint64_t number, size_t t) {
   const int D = s.width, V = s.vocab;
   const auto blocks = [](int size) { return (size_t)(size + 63) / 64; };
   const size_t per_token = blocks(D) + s.layers * (3 * blocks(D) + blocks(4 * D)) + blocks(V);
   std::vector<uint64_t> words(per_token);
-  coins(task.key, (p * task.tokens + t) * per_token, per_token, words.data());
+  coins(task.key, (number * task.tokens + t) * per_token, per_token, words.data());
   size_t first = 0;
   const auto next = [&](int size) {
     const Row xi = signs(words, first, size);
     first += blocks(size);
     return xi;
   };
-  token.emb = next(D);
-  for (int layer = 0; layer < s.layers; layer++) token.nodes.push_back({next(D), next(D), next(4 * D), next(D)});
-  token.head = next(V);
+  Sample sample;
+  sample.emb = next(D);
+  for (int layer = 0; layer < s.layers; layer++) sample.nodes.push_back({next(D), next(D), next(4 * D), next(D)});
+  sample.head = next(V);
+  return sample;
 }
 
-// One pair through its tokens, without their sums.
-std::vector<Token> run(const Shape& shape, Params params, const NudgeTask& task, size_t pair) {
-  std::vector<Token> tokens(task.tokens);
-  const size_t state = (size_t)shape.layers * shape.width;
-  for (size_t t = 0; t < task.tokens; t++) {
-    Token& token = tokens[t];
-    token.byte = task.inputs[pair * task.tokens + t];
-    draw(shape, task, task.first_pair + pair, t, token);
-    Member even{shape, params, 1, task, {}, {}}, odd{shape, params, -1, task, {}, {}};
-    even.forward(token, task.states + 2 * pair * state);
-    odd.forward(token, task.states + (2 * pair + 1) * state);
-    const int target = task.targets[pair * task.tokens + t];
-    const int32_t scores[2] = {log_likelihood(even.logits.data(), shape.vocab, target),
-                               log_likelihood(odd.logits.data(), shape.vocab, target)};
-    for (int i = 0; i < 2; i++) task.scores[2 * pair + i] += scores[i];
-    token.d = scores[0] - scores[1];
-    std::vector<int16_t> errors(shape.vocab);
-    head_errors(even.logits.data(), odd.logits.data(), shape.vocab, target, errors.data());
-    token.errors.assign(errors.begin(), errors.end());
-    for (int layer = 0; layer < shape.layers; layer++) {
-      token.inputs.emplace_back();
-      for (int i = 0; i < 5; i++) token.inputs[layer][i] = mean(even.sees.inputs[layer][i], odd.sees.inputs[layer][i]);
-    }
-    token.last = mean(even.sees.last, odd.sees.last);
+// What the votes of a cohort see: a pair's means, or what the first of a lane's members has.
+Seen common(const Shape& shape, const NudgeTask& task, const std::vector<Member>& members, int byte, int target) {
+  const Member &even = members[0], &odd = members[task.antithetic ? 1 : 0];
+  Seen seen;
+  seen.byte = byte;
+  std::vector<int16_t> errors(shape.vocab);
+  head_errors(even.logits.data(), odd.logits.data(), shape.vocab, target, errors.data());
+  seen.errors.assign(errors.begin(), errors.end());
+  for (int layer = 0; layer < shape.layers; layer++) {
+    seen.inputs.emplace_back();
+    for (int i = 0; i < 5; i++) seen.inputs[layer][i] = mean(even.sees.inputs[layer][i], odd.sees.inputs[layer][i]);
   }
-  int32_t following = 0;
-  for (size_t t = task.tokens; t-- > 0;) tokens[t].R = following = tokens[t].d + ((task.credit_decay * following) >> 4);
-  return tokens;
+  seen.last = mean(even.sees.last, odd.sees.last);
+  return seen;
+}
+
+// A cohort through its tokens, without their sums.
+struct Run {
+  std::vector<Seen> seen;                   // (tokens,)
+  std::vector<std::vector<Sample>> samples; // (samples, tokens)
+};
+
+Run run(const Shape& shape, Params params, const NudgeTask& task, size_t cohort) {
+  const size_t state = (size_t)shape.layers * shape.width, first = cohort * task.size;
+  Run run;
+  run.samples.resize(task.antithetic ? 1 : task.size - 1);
+  for (size_t t = 0; t < task.tokens; t++) {
+    for (size_t j = 0; j < run.samples.size(); j++) {
+      const uint64_t member = task.first_member + first;
+      run.samples[j].push_back(draw(shape, task, task.antithetic ? member / 2 : member + j + 1, t));
+    }
+    const int byte = task.inputs[cohort * task.tokens + t], target = task.targets[cohort * task.tokens + t];
+    std::vector<Member> members;
+    std::vector<int32_t> scores;
+    for (int i = 0; i < task.size; i++) {
+      const int sign = task.antithetic ? (i ? -1 : 1) : i > 0;
+      members.push_back({shape, params, sign, task, {}, {}});
+      members[i].forward(byte, run.samples[task.antithetic || i == 0 ? 0 : i - 1][t],
+                         task.states + (first + i) * state);
+      scores.push_back(log_likelihood(members[i].logits.data(), shape.vocab, target));
+      task.scores[first + i] += scores[i];
+    }
+    for (size_t j = 0; j < run.samples.size(); j++)
+      run.samples[j][t].d = task.antithetic ? scores[0] - scores[1] : scores[j + 1] - scores[0];
+    run.seen.push_back(common(shape, task, members, byte, target));
+  }
+  for (auto& tokens : run.samples) {
+    int32_t following = 0;
+    for (size_t t = task.tokens; t-- > 0;)
+      tokens[t].R = following = tokens[t].d + ((task.credit_decay * following) >> 4);
+  }
+  return run;
 }
 
 Row scaled(const Row& xi, int32_t w) {
@@ -153,49 +184,56 @@ Row scaled(const Row& xi, int32_t w) {
   return out;
 }
 
-// Adds the sums of one pair at one token.
-void add_sums(const Shape& s, const NudgeTask& task, const Token& token) {
-  const int D = s.width, V = s.vocab;
-  const int32_t own = clip(token.d), later = clip(token.R), one = 1;
-  const auto matrix = [&](int leaf, int layer, const Row& a, int32_t w, const Row& x) {
-    const int outputs = leaf_rows(s, leaf), in = leaf_cols(s, leaf);
-    sum_products(a.data(), x.data(), 1, outputs, in, task.z[leaf] + (size_t)layer * outputs * in);
-    sum_squares(&w, x.data(), 1, in, task.s[leaf] + (size_t)layer * in);
-  };
+// Adds the votes and variances of a matrix.
+void add_matrix(const Shape& s, const NudgeTask& task, int leaf, int layer, const Row& a, int32_t w, const Row& x) {
+  const int outputs = leaf_rows(s, leaf), in = leaf_cols(s, leaf);
+  sum_products(a.data(), x.data(), 1, outputs, in, task.z[leaf] + (size_t)layer * outputs * in);
+  sum_squares(&w, x.data(), 1, in, task.s[leaf] + (size_t)layer * in);
+}
+
+// Adds the sums that do not depend on coins, of a cohort at a token.
+void add_inputs(const Shape& s, const NudgeTask& task, const Seen& seen) {
   // The products of inputs with those of their chunk.
-  const auto inputs = [&](int64_t* out, const Row& x) {
+  const auto products = [&](int64_t* out, const Row& x) {
     for (size_t i = 0; out && i < x.size(); i++)
       for (size_t j = i / 64 * 64; j < i / 64 * 64 + 64 && j < x.size(); j++) out[i * 64 + j % 64] += x[i] * x[j];
   };
   for (int input = 0; task.products[0] && input < 5; input++)
     for (int layer = 0; layer < s.layers; layer++) {
-      const Row& x = token.inputs[layer][input];
-      inputs(task.products[input] + layer * x.size() * 64, x);
+      const Row& x = seen.inputs[layer][input];
+      products(task.products[input] + layer * x.size() * 64, x);
     }
-  inputs(task.products[5], token.last);
+  products(task.products[5], seen.last);
+  if (task.head_nudge) return;
+  add_matrix(s, task, kHead, 0, seen.errors, 1, seen.last);
+  for (int o = 0; o < s.vocab; o++) task.squared_errors[o] += (int64_t)seen.errors[o] * seen.errors[o];
+}
+
+// Adds the votes of one sample at one token.
+void add_votes(const Shape& s, const NudgeTask& task, const Seen& seen, const Sample& sample) {
+  const int D = s.width;
+  const int32_t own = clip(sample.d), later = clip(sample.R);
+  const auto matrix = [&](int leaf, int layer, const Row& xi, int32_t w, const Row& x) {
+    add_matrix(s, task, leaf, layer, scaled(xi, w), w, x);
+  };
   for (int layer = 0; layer < s.layers; layer++) {
-    const auto& [f, c, a, b] = token.nodes[layer];
-    const auto& [y, h, g, q, hidden] = token.inputs[layer];
+    const auto& [f, c, a, b] = sample.nodes[layer];
+    const auto& [y, h, g, q, hidden] = seen.inputs[layer];
     const int32_t w = layer == s.layers - 1 ? own : later;
-    matrix(kWf, layer, scaled(f, later), later, y);
-    matrix(kUf, layer, scaled(f, later), later, h);
-    matrix(kWh, layer, scaled(c, later), later, y);
-    matrix(kUh, layer, scaled(c, later), later, g);
-    matrix(kMlp0, layer, scaled(a, w), w, q);
-    matrix(kMlp1, layer, scaled(b, w), w, hidden);
+    matrix(kWf, layer, f, later, y);
+    matrix(kUf, layer, f, later, h);
+    matrix(kWh, layer, c, later, y);
+    matrix(kUh, layer, c, later, g);
+    matrix(kMlp0, layer, a, w, q);
+    matrix(kMlp1, layer, b, w, hidden);
     for (const auto& [leaf, xi] : {std::pair{kBf, &f}, std::pair{kBh, &c}}) {
       for (int i = 0; i < D; i++) task.z[leaf][(size_t)layer * D + i] += later * (*xi)[i];
       task.s[leaf][layer] += later * later;
     }
   }
-  for (int i = 0; i < D; i++) task.z[kEmb][(size_t)token.byte * D + i] += later * token.emb[i];
-  task.s[kEmb][token.byte] += later * later;
-  if (task.head_nudge) {
-    matrix(kHead, 0, scaled(token.head, own), own, token.last);
-  } else {
-    matrix(kHead, 0, token.errors, one, token.last);
-    for (int o = 0; o < V; o++) task.squared_errors[o] += (int64_t)token.errors[o] * token.errors[o];
-  }
+  for (int i = 0; i < D; i++) task.z[kEmb][(size_t)seen.byte * D + i] += later * sample.emb[i];
+  task.s[kEmb][seen.byte] += later * later;
+  if (task.head_nudge) matrix(kHead, 0, sample.head, own, seen.last);
 }
 
 } // namespace
@@ -269,9 +307,37 @@ void sum_squares(const int32_t* w, const int32_t* b, size_t count, int inputs, i
     for (int i = 0; i < inputs; i++) s[i] += (int64_t)w[k] * b[k * inputs + i] * w[k] * b[k * inputs + i];
 }
 
+void coin_digits(const uint64_t* coins, size_t coins_stride, const int8_t* w, size_t w_stride, int samples,
+                 size_t count, int8_t* low, int8_t* high) {
+  for (size_t k = 0; k < count; k++) {
+    for (int i = 0; i < 64; i++) {
+      int32_t q = 0;
+      for (int j = 0; j < samples; j++) {
+        const int32_t v = w[j * w_stride + k];
+        q += coins[j * coins_stride + k] >> i & 1 ? v : -v;
+      }
+      int32_t h = 0, l = q;
+      for (; l > 63; l -= 128) h++;
+      for (; l < -64; l += 128) h--;
+      low[k * 64 + i] = (int8_t)l;
+      high[k * 64 + i] = (int8_t)h;
+    }
+  }
+}
+
+void weighted_squares(const int32_t* q, const int32_t* b, size_t count, int inputs, int64_t* s) {
+  for (size_t k = 0; k < count; k++)
+    for (int i = 0; i < inputs; i++) s[i] += (int64_t)q[k] * b[k * inputs + i] * b[k * inputs + i];
+}
+
 void nudge(const Shape& shape, Params params, const NudgeTask& task) {
-  for (size_t pair = 0; pair < task.pairs; pair++)
-    for (const Token& token : run(shape, params, task, pair)) add_sums(shape, task, token);
+  for (size_t cohort = 0; cohort < task.cohorts; cohort++) {
+    const Run its = run(shape, params, task, cohort);
+    for (size_t t = 0; t < task.tokens; t++) {
+      add_inputs(shape, task, its.seen[t]);
+      for (const auto& sample : its.samples) add_votes(shape, task, its.seen[t], sample[t]);
+    }
+  }
 }
 
 } // namespace nanoegg::naive

@@ -31,16 +31,19 @@ LEAVES = list(PARAMS)
 
 NUDGED = {"inputs": TOKENS, "targets": TOKENS, "states": numbers(rng, 6, 2, 6), "key": (1, 2)}
 SPARSE = {"reads": READS, "embedding_bounds": np.arange(11)}
+NUDGED_LANES = {**NUDGED, "states": numbers(rng, 12, 2, 6), "cohort": 4, "antithetic": False}
 CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "score": (native.score, {"weights": WEIGHTS, "inputs": TOKENS, "targets": TOKENS, "states": STATES}),
     "logits": (native.logits, {"weights": WEIGHTS, "inputs": TOKENS, "states": STATES}),
     "nudge": (native.nudge, {"weights": WEIGHTS, **NUDGED}),
+    "nudge_lanes": (native.nudge, {"weights": WEIGHTS, **NUDGED_LANES}),
     "update": (native.update, {"params": PARAMS, "noise": NOISE, "fitness": FITNESS, "bound": 3, **SPARSE}),
     "votes": (native.votes, {"params": PARAMS, "noise": NOISE, "fitness": FITNESS, "reads": READS}),
 }
 FREE = {
     ("logits", "inputs", 1),
     ("nudge", "inputs", 1),
+    ("nudge_lanes", "inputs", 1),
     ("update", "fitness", 0),
     ("votes", "fitness", 0),
 }
@@ -142,7 +145,7 @@ def test_bases(leaf: int) -> None:
             native.Noise((1, 2), bases)
 
 
-@pytest.mark.parametrize("call", ["score", "logits", "nudge"])
+@pytest.mark.parametrize("call", ["score", "logits", "nudge", "nudge_lanes"])
 def test_bytes_outside_the_vocabulary(call: str) -> None:
     function, arguments = CALLS[call]
     for name in ("inputs", "targets"):
@@ -184,7 +187,16 @@ def test_bytes_outside_the_vocabulary(call: str) -> None:
         ),
         ("nudge", "first_member", 3, ValueError, "first_member is 3; it must be a multiple of 2 below 2\\^62"),
         ("nudge", "cohort", 4, ValueError, "cohort is 4; it must be 2 to 2"),
+        ("nudge", "cohort", 1, ValueError, "cohort is 1; it must be 2 to 2"),
         ("nudge", "first_member", -1, TypeError, ""),
+        ("nudge_lanes", "first_member", 2, ValueError, "first_member is 2; it must be a multiple of 4 below 2\\^62"),
+        ("nudge_lanes", "first_member", 2**62, ValueError, "it must be a multiple of 4 below 2\\^62"),
+        ("nudge_lanes", "cohort", 1, ValueError, "cohort is 1; it must be 2 to 128"),
+        ("nudge_lanes", "cohort", 0, ValueError, "cohort is 0; it must be 2 to 128"),
+        ("nudge_lanes", "cohort", -4, ValueError, "cohort is -4; it must be 2 to 128"),
+        ("nudge_lanes", "cohort", 129, ValueError, "cohort is 129; it must be 2 to 128"),
+        ("nudge_lanes", "cohort", 2, ValueError, "states .* it must"),
+        ("nudge_lanes", "antithetic", True, ValueError, "cohort is 4; it must be 2 to 2"),
         ("nudge", "nudge", 0, ValueError, "nudge is 0; it must be 1 to 64"),
         ("nudge", "nudge", 65, ValueError, "nudge is 65; it must be 1 to 64"),
         ("nudge", "head_nudge", -1, ValueError, "head_nudge is -1; it must be 0 to 64"),
@@ -250,8 +262,16 @@ def test_nothing_to_do() -> None:
     scores, states = native.score(WEIGHTS, nothing, nothing, STATES, noise=NOISE)
     assert (scores == 0).all() and np.array_equal(states, STATES)
     assert native.logits(WEIGHTS, nothing, STATES)[0].shape == (3, 0, 11)
-    for tokens, before in ((TOKENS[:0], STATES[:0]), (nothing, NUDGED["states"])):
-        scores, states, *moments = native.nudge(WEIGHTS, tokens, tokens, before, key=(1, 2), input_products=True)
+    lanes = {"cohort": 4, "antithetic": False}
+    for tokens, before, compared in (
+        (TOKENS[:0], STATES[:0], {}),
+        (TOKENS[:0], STATES[:0], lanes),
+        (nothing, NUDGED["states"], {}),
+        (nothing, NUDGED_LANES["states"], lanes),
+    ):
+        scores, states, *moments = native.nudge(
+            WEIGHTS, tokens, tokens, before, key=(1, 2), input_products=True, **compared
+        )
         assert (scores == 0).all() and len(scores) == len(before) and np.array_equal(states, before)
         assert not any(sums.any() for part in moments for sums in part.values())
     updated = native.update(PARAMS, NOISE, FITNESS[:0], 1)

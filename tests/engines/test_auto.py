@@ -22,6 +22,8 @@ from nanoegg_mlx.engines import auto, both, speeds  # noqa: E402
 from nanoegg_mlx.engines.speeds import Speeds, recall, recalled_here, remember  # noqa: E402
 
 CONFIG = Config(n_layer=1, n_embd=8, population=24, tokens_per_update=6, num_epochs=3)
+LANES: dict[str, Any] = {"perturb": "activations", "antithetic": False, "group_size": 4}
+"""With a baseline for each lane, which one engine scores as a whole."""
 TEXT = pseudo_text(600, 1)
 SLOW_MLX, FAST_MLX = Speeds(1000.0, 10.0), Speeds(10.0, 1000.0)
 
@@ -52,7 +54,19 @@ def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("hopeless", [0.0, 1e9], ids=["both score members", "one scores members"])
 @pytest.mark.parametrize(
-    "changes", [{}, {"perturb": "activations"}, {"sparse_embedding": True}, {"population": 2}, {"tokens_per_update": 1}]
+    "changes",
+    [
+        {},
+        {"perturb": "activations"},
+        {"sparse_embedding": True},
+        {"population": 2},
+        {"tokens_per_update": 1},
+        LANES,
+        {**LANES, "group_size": 12},
+        {**LANES, "group_size": 24},
+        {**LANES, "population": 120, "group_size": 6},
+    ],
+    ids=str,
 )
 def test_the_scores_of_the_measurement_count(
     changes: dict[str, Any], hopeless: float, monkeypatch: pytest.MonkeyPatch
@@ -117,6 +131,16 @@ def test_each_shape_has_its_own_measurement(field: str) -> None:
     assert recall(CONFIG.replace(seed=5, engine="auto", num_epochs=7)) == SLOW_MLX
     assert recall(CONFIG.replace(**{field: getattr(CONFIG, field) + 4})) is None
     assert recall(CONFIG.replace(perturb="activations")) is None
+
+
+def test_lanes_of_each_size_have_their_own_measurement() -> None:
+    """With a baseline for each lane, its size decides how a call may be cut and how many samples a vote has."""
+    remember(CONFIG.replace(perturb="activations", group_size=4), FAST_MLX)
+    for group in (4, 6):
+        config = CONFIG.replace(**{**LANES, "group_size": group})
+        assert recall(config) is None
+        remember(config, SLOW_MLX)
+    assert recall(CONFIG.replace(perturb="activations", group_size=6)) == FAST_MLX
 
 
 def test_each_machine_has_its_own_measurement(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ from tests.tiny import resume, tiny_config, tiny_run
 from tests.traces import pseudo_text
 
 assert native
-from nanoegg_mlx.engines.both import Balance, BothEngine  # noqa: E402
+from nanoegg_mlx.engines.both import Balance, BothEngine, balance_of  # noqa: E402
 from nanoegg_mlx.engines.cpu import CPUEngine  # noqa: E402
 from nanoegg_mlx.engines.mlx import MLXEngine  # noqa: E402
 
@@ -31,7 +31,9 @@ CPU = CPUEngine(CONFIG)
 @pytest.fixture(params=[2, 10, 12])
 def forced(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     """MLX gets this many members of each call that has more."""
-    monkeypatch.setattr(Balance, "mlx_members", lambda self, members, tokens: min(request.param, members // 2 * 2))
+    monkeypatch.setattr(
+        Balance, "mlx_members", lambda self, members, tokens, grain=2: min(request.param, members // 2 * 2)
+    )
     return int(request.param)
 
 
@@ -71,6 +73,62 @@ def test_votes_of_any_share(forced: int, decorrelate: bool) -> None:
         assert set(sums) == set(sums_expected)
         for name in sums:
             assert np.array_equal(np.array(sums[name]), np.array(sums_expected[name])), name
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """Members of each engine in its latest call of `nudge`."""
+    calls: dict[str, int] = {}
+    by_mlx, prepare = MLXEngine.nudge, CPUEngine.nudge_call
+
+    def nudge(self: MLXEngine, params: Any, members: range, *given: Any) -> Any:
+        calls["mlx"] = len(members)
+        return by_mlx(self, params, members, *given)
+
+    def nudge_call(self: CPUEngine, params: Any, members: range, *given: Any) -> Any:
+        calls["cpu"] = len(members)
+        return prepare(self, params, members, *given)
+
+    monkeypatch.setattr(MLXEngine, "nudge", nudge)
+    monkeypatch.setattr(CPUEngine, "nudge_call", nudge_call)
+    return calls
+
+
+@pytest.mark.parametrize("speeds", [(1.0, 1.0), (1.0, 2.0), (2.0, 1.0), (0.0, 0.0)], ids=str)
+@pytest.mark.parametrize(("group", "lanes"), [(2, 7), (4, 5), (6, 7), (128, 3)])
+def test_votes_of_whole_lanes(
+    group: int, lanes: int, speeds: tuple[float, float], monkeypatch: pytest.MonkeyPatch, asked: dict[str, int]
+) -> None:
+    """With a baseline for each lane, no share cuts a lane, whatever the speeds; the lanes need not begin with the
+    first one."""
+    monkeypatch.setattr("nanoegg_mlx.engines.both.balance_of", lambda kind, config: Balance(*speeds))
+    changes = {"perturb": "activations", "antithetic": False, "decorrelate": True}
+    config = CONFIG.replace(**changes, group_size=group, population=group * (lanes + 3))
+    arguments = batch(lanes, lanes * group)
+    members = range(3 * group, config.population)
+    expected = CPUEngine(config).nudge(PARAMS, members, 3, *arguments)
+    asked.clear()
+    nudged = BothEngine(config).nudge(PARAMS, members, 3, *arguments)
+    assert asked["mlx"] % group == asked["cpu"] % group == 0 and sum(asked.values()) == len(members)
+    assert np.array_equal(nudged.scores, expected.scores) and np.array_equal(nudged.states, expected.states)
+    for sums, sums_expected in zip(nudged.sums, expected.sums, strict=True):
+        assert all(np.array_equal(np.array(sums[name]), np.array(sums_expected[name])) for name in sums_expected)
+
+
+def test_the_last_share_of_pairs_does_not_cut_lanes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process trains pairs, then lanes with a baseline, of the same number of members."""
+    monkeypatch.setattr("nanoegg_mlx.engines.both._BALANCES", {})
+    for group in (2, 4, 6):
+        changes = {"population": 12, "group_size": group, "antithetic": group == 2}
+        config = CONFIG.replace(perturb="activations", **changes)
+        arguments = batch(12 // group, 12)
+        expected = CPUEngine(config).nudge(PARAMS, range(12), 3, *arguments)
+        for _ in range(2):
+            balance = balance_of("nudge", config)
+            balance.mlx_speed = balance.cpu_speed = 1.0
+            assert balance.mlx_members(12, 5, group) % group == 0
+            result = BothEngine(config).nudge(PARAMS, range(12), 3, *arguments)
+            assert np.array_equal(result.scores, expected.scores)
 
 
 def test_the_calls_of_one_engine(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,7 +179,7 @@ def test_a_run_whose_engine_changes(forced: int, tmp_path: Any) -> None:
 
 def test_they_work_at_the_same_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each waits for the other to begin; MLX has the calling thread, since its arrays belong to a thread."""
-    monkeypatch.setattr(Balance, "mlx_members", lambda self, members, tokens: 4)
+    monkeypatch.setattr(Balance, "mlx_members", lambda self, members, tokens, grain=2: 4)
     began = {"cpu": threading.Event(), "mlx": threading.Event()}
     threads = {}
 
@@ -152,7 +210,7 @@ class Stopped(Exception):
 
 def test_an_interrupt_ends_both(monkeypatch: pytest.MonkeyPatch) -> None:
     """While the main thread waits for native code, which alone would go on for minutes; and from within MLX."""
-    monkeypatch.setattr(Balance, "mlx_members", lambda self, members, tokens: 2)
+    monkeypatch.setattr(Balance, "mlx_members", lambda self, members, tokens, grain=2: 2)
     config = Config(n_layer=4, n_embd=256, engine="both", threads=1)
     params, tokens = init_params(config), np.zeros((64, 200_000), np.uint8)
     arguments = (params, range(64), 0, tokens, tokens, np.zeros((64, 4, 256), np.int8))
@@ -182,7 +240,7 @@ def test_an_interrupt_ends_both(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_epoch_that_fails_never_happened(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Balance, "mlx_members", lambda self, members, tokens: 4)
+    monkeypatch.setattr(Balance, "mlx_members", lambda self, members, tokens, grain=2: 4)
     trainer = Trainer(CONFIG, pseudo_text(600, 1) % 32)
     expected = Trainer(CONFIG.replace(engine="cpu"), pseudo_text(600, 1) % 32)
     with monkeypatch.context() as patch:
@@ -236,6 +294,19 @@ def test_an_engine_that_is_too_slow_gets_nothing_but_trials() -> None:
     shares = share_after(balance, 3000, linear(1000), linear(2))
     assert shares[-1] in (1.0, 1008 / 1024) and 1.0 in shares
     assert abs(share_after(balance, 3000, linear(1000), linear(1000))[-1] - 0.5) <= 1 / 64
+
+
+@pytest.mark.parametrize("grain", [2, 4, 10, 128])
+@pytest.mark.parametrize("lanes", [1, 2, 3, 63, 64, 65, 130, 1023])
+def test_shares_are_whole_lanes(grain: int, lanes: int) -> None:
+    members = grain * lanes
+    for speeds in ((0.0, 0.0), (1.0, 1.0), (2.0, 3.0), (1.0, 1e6), (1e6, 1.0), (1.0, 0.0)):
+        for start in (0.0, 0.3, 1.0):
+            balance = Balance(*speeds, start=start)
+            for seconds in (1e-3, 1.0, 1e3):
+                count = balance.mlx_members(members, 7, grain)
+                assert 0 <= count <= members and count % grain == 0
+                balance.record(count, members, 7, seconds, 1.0, max(seconds, 1.0))
 
 
 @pytest.mark.parametrize("members", [1, 2, 3, 4, 5, 63, 64, 130, 1023])

@@ -32,13 +32,16 @@ def assert_same(left: Nudged, right: Nudged, what: Any = "") -> None:
             assert np.array_equal(np.array(a[name]), np.array(b[name])), (what, name)
 
 
-def random_config(rng: np.random.Generator, width: int) -> Config:
+def random_config(rng: np.random.Generator, width: int, group: int = 2, antithetic: bool = True) -> Config:
+    """`group` members a lane, whose scores are compared in pairs or with the lane's first."""
     return Config(
         perturb="activations",
+        antithetic=antithetic,
+        group_size=group,
         n_layer=int(rng.integers(1, 4)),
         n_embd=width,
         vocab_size=int(rng.choice([5, 130, 256])),
-        population=2 * int(rng.integers(1, 21)),
+        population=group * int(rng.integers(1, 2 + 40 // group)),
         tokens_per_update=int(rng.integers(1, 21)),
         nudge=int(rng.choice([1, 2, 5, 64])),
         head_nudge=int(rng.choice([1, 4, 64])),
@@ -54,9 +57,10 @@ def random_config(rng: np.random.Generator, width: int) -> Config:
 
 def random_arguments(rng: np.random.Generator, config: Config) -> tuple[Any, ...]:
     """Parameters, members (not always from 0 on), epoch, text with zero bytes, and states."""
-    first = 2 * int(rng.integers(0, config.pairs))
-    members = range(first, config.population)
-    text = rng.integers(0, config.vocab_size, (2, len(members) // 2, config.tokens_per_update)).astype(np.uint8)
+    cohorts = config.population // config.cohort
+    first = int(rng.integers(0, cohorts))
+    members = range(first * config.cohort, config.population)
+    text = rng.integers(0, config.vocab_size, (2, cohorts - first, config.tokens_per_update)).astype(np.uint8)
     text[0][rng.random(text[0].shape) < 0.1] = 0
     params = {name: mx.array(value) for name, value in random_params(rng, config).items()}
     states = numbers(rng, len(members), config.n_layer, config.n_embd)
@@ -75,6 +79,21 @@ def test_random_runs_equal_the_definition(width: int, number: int, monkeypatch: 
         assert_same(make_engine(config).nudge(*arguments), expected, (isa, config))
 
 
+@pytest.mark.parametrize("group", [2, 4, 10, 64, 128])
+@pytest.mark.parametrize("width", WIDTHS)
+def test_random_lanes_equal_the_definition(width: int, group: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a baseline for each lane."""
+    rng = np.random.default_rng([width, group, 1])
+    config = random_config(rng, width, group, antithetic=False)
+    if group > 10:
+        config = config.replace(tokens_per_update=min(config.tokens_per_update, 4), chunk=group)
+    arguments = random_arguments(rng, config)
+    expected = make_engine(config.replace(engine="mlx", chunk=0)).nudge(*arguments)
+    for isa in ISAS:
+        monkeypatch.setenv("NANOEGG_ISA", isa)
+        assert_same(make_engine(config).nudge(*arguments), expected, (isa, config))
+
+
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("name", NUDGED_NAMES)
 def test_traces(name: str, isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,10 +101,12 @@ def test_traces(name: str, isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
     test_golden.test_trace_of_nudged_activations(name, "cpu")
 
 
-def test_threads_and_blocks_decide_nothing() -> None:
+@pytest.mark.parametrize("changes", [{}, {"antithetic": False, "group_size": 6}], ids=["pairs", "lanes"])
+def test_threads_and_blocks_decide_nothing(changes: dict[str, Any]) -> None:
     config = Config(
-        perturb="activations", n_layer=2, n_embd=20, population=102, tokens_per_update=37, vocab_size=90, engine="cpu"
-    )
+        perturb="activations", n_layer=2, n_embd=20, population=102, tokens_per_update=37, vocab_size=90, engine="cpu",
+        **changes,
+    )  # fmt: skip
     arguments = random_arguments(np.random.default_rng(1), config)
     for head_rule in ("error", "perturb"):
         runs = [
@@ -97,18 +118,22 @@ def test_threads_and_blocks_decide_nothing() -> None:
             assert_same(run, runs[0])
 
 
-def test_parts_of_a_population_add_up() -> None:
-    config = Config(perturb="activations", n_layer=1, n_embd=9, population=20, tokens_per_update=6, engine="cpu")
+@pytest.mark.parametrize("changes", [{}, {"antithetic": False, "group_size": 4}], ids=["pairs", "lanes"])
+@pytest.mark.parametrize("engine_name", ["mlx", "cpu"])
+def test_parts_of_a_population_add_up(engine_name: str, changes: dict[str, Any]) -> None:
+    config = Config(
+        perturb="activations", n_layer=1, n_embd=9, population=40, tokens_per_update=6, engine=engine_name, **changes
+    )
+    size = config.cohort
     rng = np.random.default_rng(2)
     params, _, epoch, _, _, _ = random_arguments(rng, config)
-    text = rng.integers(0, 256, (2, 10, 6)).astype(np.uint8)
-    states = numbers(rng, 20, 1, 9)
+    text = rng.integers(0, 256, (2, 40 // size, 6)).astype(np.uint8)
+    states = numbers(rng, 40, 1, 9)
     engine = make_engine(config)
-    whole = engine.nudge(params, range(20), epoch, *text, states)
+    whole = engine.nudge(params, range(40), epoch, *text, states)
     parts = [
-        engine.nudge(params, members, epoch, *text[:, members.start // 2 : members.stop // 2], states[members])
-        for members in (slice(0, 6), slice(6, 20))
-        for members in [range(20)[members]]
+        engine.nudge(params, range(first, last), epoch, *text[:, first // size : last // size], states[first:last])
+        for first, last in ((0, 12), (12, 40))
     ]
     assert np.array_equal(np.concatenate([part.scores for part in parts]), whole.scores)
     assert np.array_equal(np.concatenate([part.states for part in parts]), whole.states)

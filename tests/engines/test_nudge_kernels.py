@@ -118,5 +118,49 @@ def test_the_largest_vote_sums(isa: str, credit: int, value: int) -> None:
     assert np.array_equal(S, [count * 127**4] * 3)
 
 
+@pytest.mark.parametrize("isa", TWINS)
+def test_sums_of_coins(isa: str) -> None:
+    """Of lanes of 2 to 128 members."""
+    rng = np.random.default_rng(6)
+    for samples in (1, 2, 3, 9, 63, 126, 127):
+        for count in (1, 3, 8, 9, 64, 65, 257):
+            words = rng.integers(0, 2**64, (samples, count), np.uint64)
+            w = numbers(rng, samples, count)
+            assert_digits(words, w, isa)
+
+
+@pytest.mark.parametrize("isa", TWINS)
+@pytest.mark.parametrize("credit", [127, -127])
+@pytest.mark.parametrize("coins", [0, 1, 2**64 - 1])
+def test_the_largest_sums_of_coins(isa: str, credit: int, coins: int) -> None:
+    """127 samples of the largest credit with equal coins: 16129 and -16129."""
+    w = np.full((127, 11), credit, np.int8)
+    Q = assert_digits(np.full((127, 11), coins, np.uint64), w, isa)
+    assert np.abs(Q).min() == 127 * 127
+
+
+def assert_digits(words: np.ndarray, w: np.ndarray, isa: str) -> np.ndarray:
+    """The digits of Q are those of NumPy's sums, and are the only ones within their limits. Returns Q (K, 64)."""
+    bits = np.unpackbits(words.view(np.uint8).reshape(*w.shape, 8), axis=-1, bitorder="little")
+    Q = (w[..., None].astype(np.int64) * (2 * bits.astype(np.int64) - 1)).sum(0)
+    low, high = kernels.coin_digits(words, w, isa=isa)
+    assert low.min() >= -64 and low.max() <= 63
+    assert np.array_equal(low + 128 * high.astype(np.int64), Q), w.shape
+    return Q
+
+
+@pytest.mark.parametrize("isa", TWINS)
+def test_squares_with_weights(isa: str) -> None:
+    """Weights up to the sum of 127 squares of the largest credit, all of them this large in every other case."""
+    rng = np.random.default_rng(7)
+    most = 127 * 127**2
+    for count in (1, 3, 8, 9, 64, 255, 257, 1000):
+        for number, entries in enumerate((1, 15, 16, 17, 64, 65, 130)):
+            q = np.full(count, most) if number % 2 else rng.integers(0, most + 1, count)
+            x = np.full((count, entries), -127, np.int8) if number == 3 else numbers(rng, count, entries)
+            S = kernels.weighted_squares(q.astype(np.int32), x, isa=isa)
+            assert np.array_equal(S, (q[:, None] * x.astype(np.int64) ** 2).sum(0)), (count, entries)
+
+
 def test_the_table_of_likelihoods() -> None:
     assert [kernels.pow2_entry(k) for k in range(256)] == POW2

@@ -15,8 +15,9 @@ checks them against the digests. Little-endian, all numbers int64 unless stated 
 Then the number of calls of `nudge`, whose expected results are the MLX engine's, and each:
 
     length and bytes of its name; V D L; two words of the epoch's key; nudge, head_nudge (0: head_rule "error"),
-    credit_decay; first pair, pairs P, tokens T; 13 leaves int8; inputs and targets (P, T) uint8;
-    states before (2 P, L, D) int8; scores (2 P,); states after; Z and S of core.activations.Moments in their order
+    credit_decay; first member, size G of a cohort, antithetic; cohorts P, tokens T; 13 leaves int8;
+    inputs and targets (P, T) uint8; states before (G P, L, D) int8; scores (G P,); states after;
+    Z and S of core.activations.Moments in their order
 
 Then the number of compressed texts, coded by the MLX engine, and each:
 
@@ -47,7 +48,16 @@ NUDGED: list[dict[str, Any]] = [
     {"n_layer": 3, "n_embd": 65, "population": 10, "tokens_per_update": 7, "head_rule": "perturb", "nudge": 64},
     {"n_layer": 1, "n_embd": 64, "population": 40, "tokens_per_update": 12, "credit_decay": 15},
     {"n_layer": 1, "n_embd": 130, "population": 6, "tokens_per_update": 9, "head_rule": "perturb", "head_nudge": 9},
-]
+    {"n_layer": 2, "n_embd": 9, "population": 12, "tokens_per_update": 7, "antithetic": False, "group_size": 4},
+    {
+        "n_layer": 1, "n_embd": 65, "vocab_size": 70, "population": 30, "tokens_per_update": 5, "antithetic": False,
+        "group_size": 10, "head_rule": "perturb", "nudge": 64,
+    },
+    {
+        "n_layer": 1, "n_embd": 5, "vocab_size": 9, "population": 256, "tokens_per_update": 3, "antithetic": False,
+        "group_size": 128,
+    },
+]  # fmt: skip
 """Configurations of nudged calls."""
 EPOCHS = 3
 """Of a recorded trace, at most. Large models get one epoch and no validation, because an emulator is slow."""
@@ -107,14 +117,15 @@ def write_oracle(file: BinaryIO, name: str, config: Config) -> None:
 
 
 def write_nudged(file: BinaryIO, name: str, config: Config, seed: int) -> None:
-    """A call of `nudge` with random parameters, text with zero bytes, and states, for all pairs but the first."""
+    """A call of `nudge` with random parameters, text with zero bytes, and states, for all cohorts but the first."""
     rng = np.random.default_rng(seed)
     params = {
         leaf: mx.array(rng.integers(-127, 128, value.shape), dtype=mx.int8)
         for leaf, value in init_params(config).items()
     }
-    members = range(2, config.population)
-    text = rng.integers(0, config.vocab_size, (2, len(members) // 2, config.tokens_per_update)).astype(np.uint8)
+    members = range(config.cohort, config.population)
+    cohorts = len(members) // config.cohort
+    text = rng.integers(0, config.vocab_size, (2, cohorts, config.tokens_per_update)).astype(np.uint8)
     text[0][rng.random(text[0].shape) < 0.1] = 0
     states = rng.integers(-127, 128, (len(members), config.n_layer, config.n_embd)).astype(np.int8)
     epoch = 3
@@ -123,7 +134,7 @@ def write_nudged(file: BinaryIO, name: str, config: Config, seed: int) -> None:
     file.write(name.encode())
     numbers(file, config.vocab_size, config.n_embd, config.n_layer, *np.array(coin_key(config, epoch)).tolist())
     numbers(file, config.nudge, config.head_nudge if config.head_rule == "perturb" else 0, config.credit_decay)
-    numbers(file, 1, len(members) // 2, config.tokens_per_update)
+    numbers(file, members.start, config.cohort, config.antithetic, cohorts, config.tokens_per_update)
     arrays(file, np.int8, *params.values())
     arrays(file, np.uint8, *text)
     arrays(file, np.int8, states)
