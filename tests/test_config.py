@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -40,6 +41,28 @@ def test_toml_round_trip(tmp_path: Path) -> None:
     (tmp_path / "c.toml").write_text(config.to_toml(), encoding="utf-8")
     assert Config.from_toml(tmp_path / "c.toml") == config
     assert Config.from_toml(tmp_path / "c.toml", rank=3) == config.replace(rank=3)
+
+
+LANES: dict[str, Any] = {"perturb": "activations", "antithetic": False}
+
+
+@pytest.mark.parametrize(
+    ("changes", "cohort", "samples"),
+    [
+        ({}, 2, 1),
+        ({"group_size": 8}, 2, 1),
+        (LANES, 2, 1),
+        ({**LANES, "group_size": 8}, 8, 7),
+        ({**LANES, "group_size": 128}, 128, 127),
+        ({**LANES, "group_size": 1024, "population": 24}, 24, 23),
+    ],
+)
+def test_members_whose_scores_are_compared(changes: dict[str, Any], cohort: int, samples: int, tmp_path: Path) -> None:
+    config = Config(**changes)
+    (tmp_path / "c.toml").write_text(config.to_toml())
+    assert Config.from_toml(tmp_path / "c.toml") == config
+    assert (config.cohort, config.samples) == (cohort, samples)
+    assert Config(**changes).with_estimator("weights").antithetic
 
 
 @pytest.mark.parametrize(
@@ -81,6 +104,15 @@ def test_toml_round_trip(tmp_path: Path) -> None:
         ({"engine": "gpu"}, ["engine is 'gpu'", "'auto'", "'mlx'", "'cpu'"]),
         ({"name": "a/b"}, ["name is 'a/b'", "folder"]),
         ({"n_embd": 16385}, ["n_embd is 16385", "from 1 to 16384"]),
+        ({"antithetic": False}, ["antithetic is False; it must be True with perturb = 'weights'"]),
+        ({**LANES, "antithetic": 0}, ["antithetic is 0", "true or false"]),
+        (
+            {**LANES, "group_size": 130, "population": 260},
+            ["group_size is 130; it must be at most 128 with antithetic = false"],
+        ),
+        ({**LANES, "group_size": 256, "population": 130}, ["group_size is 256", "at most 128"]),
+        ({**LANES, "group_size": 3}, ["group_size is 3", "even"]),
+        ({**LANES, "group_size": 4, "population": 10}, ["population is 10", "group_size = 4", "multiple"]),
     ],
 )
 def test_refused_values(values: dict, parts: list[str]) -> None:

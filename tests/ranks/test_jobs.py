@@ -46,6 +46,8 @@ VARIANTS = {
 }
 VARIANTS["nudged"] = CONFIG.replace(name="nudged", perturb="activations", n_layer=2, decorrelate=True)
 VARIANTS["nudged-head"] = CONFIG.replace(name="nudged-head", perturb="activations", head_rule="perturb", engine="mlx")
+VARIANTS["lanes"] = VARIANTS["nudged"].replace(name="lanes", antithetic=False)
+VARIANTS["lanes-head"] = VARIANTS["nudged-head"].replace(name="lanes-head", antithetic=False)
 # Votes that might need int64.
 VARIANTS["wide"] = CONFIG.replace(name="wide", update="sharded", fast_fitness=False, rank=170)
 assert evolve.vote_dtype(VARIANTS["wide"]) == mx.int64
@@ -116,7 +118,7 @@ def test_any_number_of_ranks_gives_the_same_bits(ranks: int, expected: dict[str,
     # Many processes on few cores are slow, so they get one variant of each engine.
     some = {3: ("signs", "normalised"), 4: ("normalised", "shares"), 7: ("shares", "signs")}
     names = (
-        [*map("-".join, zip(ENGINES, some[ranks], strict=False)), "nudged", f"{ENGINES[-1]}-sparse"]
+        [*map("-".join, zip(ENGINES, some[ranks], strict=False)), "nudged", "lanes", f"{ENGINES[-1]}-sparse"]
         if ranks in some
         else VARIANTS
     )

@@ -28,6 +28,9 @@ CONFIG = Config(
     engine=ENGINES[-1],
 )  # fmt: skip
 FOLDER = Path("runs/t")
+COMPARED = pytest.mark.parametrize(
+    "config", [CONFIG, CONFIG.replace(antithetic=False, group_size=4, decorrelate=True)], ids=["pairs", "lanes"]
+)
 
 
 @pytest.fixture(autouse=True)
@@ -49,9 +52,10 @@ def outcome(folder: Path) -> dict[str, Any]:
     }
 
 
-def test_an_interrupted_run_is_the_same_run() -> None:
-    train(CONFIG.replace(name="whole"))
-    train(CONFIG.replace(num_epochs=6))
+@COMPARED
+def test_an_interrupted_run_is_the_same_run(config: Config) -> None:
+    train(config.replace(name="whole"))
+    train(config.replace(num_epochs=6))
     resume(FOLDER, {"num_epochs": 8})
     whole, resumed = outcome(Path("runs/whole")), outcome(FOLDER)
     assert all(resumed[key] == whole[key] for key in ("params", "states", "metrics"))
@@ -60,8 +64,9 @@ def test_an_interrupted_run_is_the_same_run() -> None:
     ]
 
 
-def test_the_metrics_of_an_epoch() -> None:
-    train(CONFIG)
+@COMPARED
+def test_the_metrics_of_an_epoch(config: Config) -> None:
+    train(config)
     lines = read_metrics(FOLDER / "metrics.jsonl")
     assert "credit_rms" not in lines[0]
     for line in lines[1:]:
@@ -72,9 +77,10 @@ def test_the_metrics_of_an_epoch() -> None:
     assert lines[1]["moved.head"] > 0.9
 
 
-def test_a_killed_run_continues_to_the_same_bits(corpus: Path) -> None:
-    train(CONFIG.replace(name="whole", num_epochs=40, checkpoint_every=2))
-    Path("c.toml").write_text(CONFIG.replace(num_epochs=40, checkpoint_every=2).to_toml())
+@COMPARED
+def test_a_killed_run_continues_to_the_same_bits(config: Config, corpus: Path) -> None:
+    train(config.replace(name="whole", num_epochs=40, checkpoint_every=2))
+    Path("c.toml").write_text(config.replace(num_epochs=40, checkpoint_every=2).to_toml())
     command = [sys.executable, "-m", "nanoegg_mlx.cli", "train"]
     for start in ("--config=c.toml", f"--resume={FOLDER}"):
         with subprocess.Popen([*command, start], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
@@ -113,8 +119,36 @@ def test_branches_between_the_estimators(capsys: pytest.CaptureFixture[str]) -> 
         resume(Path("runs/a"), {"perturb": "weights"})
 
 
-def test_every_command_takes_it(capsys: pytest.CaptureFixture[str]) -> None:
-    train(CONFIG.replace(sample_bytes=10))
+def test_branches_between_pairs_and_lanes() -> None:
+    """States, parameters and text go on; so do runs of perturbed weights."""
+    lanes = {"antithetic": False, "group_size": 4}
+    train(CONFIG.replace(num_epochs=6))
+    branch(FOLDER, 3, {**lanes, "num_epochs": 6, "name": "lanes"})
+    branch(Path("runs/lanes"), 6, {"antithetic": True, "num_epochs": 9, "name": "pairs"})
+    for name, compared in (("lanes", (False, 4, 6)), ("pairs", (True, 4, 9))):
+        opened = checkpoint.load(f"runs/{name}", pytest.fail)
+        assert (opened.config.antithetic, opened.config.group_size, opened.epoch) == compared
+    # From the same checkpoint with the same lanes, what is compared decides the next step.
+    train(CONFIG.replace(name="straight", group_size=4, num_epochs=3))
+    branch(Path("runs/straight"), 3, {"antithetic": False, "num_epochs": 4, "name": "one"})
+    branch(Path("runs/straight"), 3, {"num_epochs": 4, "name": "other"})
+    assert outcome(Path("runs/one"))["params"] != outcome(Path("runs/other"))["params"]
+
+    branch(Path("runs/lanes"), 6, {"perturb": "weights", "num_epochs": 9, "name": "w", "rank": 2})
+    opened = checkpoint.load("runs/w", pytest.fail)
+    assert (opened.config.perturb, opened.config.antithetic, opened.config.group_size) == ("weights", True, 4)
+    branch(Path("runs/w"), 9, {"perturb": "activations", "antithetic": False, "num_epochs": 12, "name": "back"})
+    opened = checkpoint.load("runs/back", pytest.fail)
+    assert (opened.config.perturb, opened.config.antithetic, opened.epoch) == ("activations", False, 12)
+    with pytest.raises(InputError, match=r"group_size is 130; it must be at most 128 with antithetic = false"):
+        branch(Path("runs/w"), 9, {"perturb": "activations", "antithetic": False, "group_size": 130, "population": 130})
+    with pytest.raises(InputError, match=r"antithetic is True; it must be False"):
+        resume(Path("runs/back"), {"antithetic": True})
+
+
+@COMPARED
+def test_every_command_takes_it(config: Config, capsys: pytest.CaptureFixture[str]) -> None:
+    train(config.replace(sample_bytes=10))
     for command in (
         ["eval", "runs/t", "--baselines", "--by-position"],
         ["sample", "runs/t", "--tokens=20"],
@@ -145,6 +179,11 @@ def test_every_command_takes_it(capsys: pytest.CaptureFixture[str]) -> None:
         ),
         (["--no-fast-fitness"], "fast_fitness is False; it must be True with perturb = 'activations'"),
         (["--rank=2"], "rank is 2; it must be 1 with"),
+        (
+            ["--no-antithetic", "--group-size=130", "--population=260"],
+            "group_size is 130; it must be at most 128 with antithetic = false.",
+        ),
+        (["--perturb=weights", "--no-antithetic"], "antithetic is False; it must be True with perturb = 'weights'"),
         (["--noise-reuse=0"], "noise_reuse is 0; it must be 1 with"),
         (["--num-perturbations=4"], "num_perturbations is 4; it must be 0 with"),
         (["--no-use-clt"], "use_clt is False; it must be True with"),
