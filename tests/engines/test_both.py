@@ -164,12 +164,15 @@ def test_recorded_traces(forced: int) -> None:
 
 
 @pytest.mark.parametrize("forced", [4], indirect=True)
-def test_a_run_whose_engine_changes(forced: int, tmp_path: Any) -> None:
+@pytest.mark.parametrize(
+    "changes", [{}, {"perturb": "activations", "antithetic": False, "group_size": 4}], ids=["weights", "lanes"]
+)
+def test_a_run_whose_engine_changes(changes: dict[str, Any], forced: int, tmp_path: Any) -> None:
     expected, folder = tmp_path / "expected", tmp_path / "both"
     for place in (expected, folder):
         place.mkdir()
-    tiny_run(expected)
-    run = tiny_run(folder, engine="both", num_epochs=4)
+    tiny_run(expected, **changes)
+    run = tiny_run(folder, engine="both", num_epochs=4, **changes)
     resume(run, {"num_epochs": 8, "engine": "cpu"})
     resume(run, {"num_epochs": 12, "engine": "both", "threads": 1, "chunk": 2})
     assert (run / "votes.bin").read_bytes()[-100:] == (expected / "runs/t/votes.bin").read_bytes()[-100:]

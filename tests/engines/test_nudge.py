@@ -141,7 +141,8 @@ def test_parts_of_a_population_add_up(engine_name: str, changes: dict[str, Any])
     assert np.array_equal(np.array(total), np.array(flatten(whole.sums)))
 
 
-def test_sums_beyond_32_bits() -> None:
+@pytest.mark.parametrize("compared", [{}, {"cohort": 4, "antithetic": False}], ids=["pairs", "lanes"])
+def test_sums_beyond_32_bits(compared: dict[str, Any]) -> None:
     """Every credit, coin and input at its limit for more pairs at tokens than an int32 sum of them could hold."""
     config = Config(
         perturb="activations",
@@ -158,11 +159,12 @@ def test_sums_beyond_32_bits() -> None:
     params = {name: mx.array(value) for name, value in random_params(np.random.default_rng(3), config).items()}
     params |= {name: mx.full(params[name].shape, 127, mx.int8) for name in ("head", "emb", "ln_out.weight")}
     text = np.ones((2, 1, 140_000), np.uint8)
-    states = np.zeros((2, 1, 1), np.int8)
+    states = np.zeros((compared.get("cohort", 2), 1, 1), np.int8)
+    given = {"key": (1, 2), "head_nudge": 64, "credit_decay": 15, **compared}
     runs = []
     for isa in ISAS:
         weights = native.Weights({name: np.array(value) for name, value in params.items()}, isa=isa)
-        runs.append(native.nudge(weights, text[0], text[1], states, key=(1, 2), head_nudge=64, credit_decay=15))
+        runs.append(native.nudge(weights, text[0], text[1], states, **given))
     for run in runs[1:]:
         for a, b in zip(run[2:], runs[0][2:], strict=True):
             assert all(np.array_equal(a[name], b[name]) for name in a)
