@@ -19,7 +19,7 @@ from pathlib import Path
 import mlx.core as mx
 
 from nanoegg_mlx import Config, init_params
-from nanoegg_mlx.core.activations import pair_step
+from nanoegg_mlx.core.activations import cohort_step
 from nanoegg_mlx.core.coins import coin_key
 from nanoegg_mlx.core.noise import leaf_bases, member_noise, pair_noise
 from nanoegg_mlx.core.score import resident_weights, scoring_step
@@ -48,13 +48,24 @@ def validation(config: Config) -> list[mx.array]:
 
 def nudged_activations(config: Config) -> list[mx.array]:
     """The outputs of a step of two pairs under nudged activations."""
-    config = config.replace(perturb="activations")
-    states, tokens = mx.zeros((2, 2, config.n_layer, config.n_embd), mx.int8), mx.array([1, 2], dtype=mx.uint8)
-    pairs, t, key = mx.arange(2, dtype=mx.uint64), mx.array(0, dtype=mx.uint64), coin_key(config, 0)
+    return _nudged(config.replace(perturb="activations"))
+
+
+def lane_baseline(config: Config) -> list[mx.array]:
+    """The outputs of a step of two lanes of four members, three of them nudged."""
+    return _nudged(config.replace(perturb="activations", antithetic=False, group_size=4))
+
+
+def _nudged(config: Config) -> list[mx.array]:
+    states = mx.zeros((2, config.cohort, config.n_layer, config.n_embd), mx.int8)
+    tokens, cohorts, t, key = (
+        mx.array([1, 2], dtype=mx.uint8), mx.arange(2, dtype=mx.uint64), mx.array(0, dtype=mx.uint64),
+        coin_key(config, 0),
+    )  # fmt: skip
     weights = resident_weights(init_params(config))
-    mx.eval(states, tokens, pairs, t, key)
-    token, new_states = pair_step(config)(weights, key, pairs, t, states, tokens, tokens)
-    return [token.scores, *token.xi.values(), *token.inputs.values(), token.error, new_states]
+    mx.eval(states, tokens, cohorts, t, key)
+    token, new_states = cohort_step(config)(weights, key, cohorts, t, states, tokens, tokens)
+    return [token.differences, token.scores, *token.xi.values(), *token.inputs.values(), token.error, new_states]
 
 
 def primitives(outputs: list[mx.array]) -> Counter[str]:
@@ -73,11 +84,11 @@ def main() -> None:
     options = parser.parse_args()
     config = Config(n_layer=options.layers, n_embd=options.width)
     print(f"{'step':<20}{'operations':>11}{'kernels':>9}{'fused':>7}{'in fused':>10}{'views':>7}")
-    for build in (perturbed_weights, nudged_activations, validation):
+    for build in (perturbed_weights, nudged_activations, lane_baseline, validation):
         counts = []
         for switch in (mx.disable_compile, mx.enable_compile):
             switch()
-            scoring_step.cache_clear(), pair_step.cache_clear()
+            scoring_step.cache_clear(), cohort_step.cache_clear()
             counts.append(primitives(build(config)))
         plain, compiled = counts
         kernels = Counter({name: count for name, count in compiled.items() if name not in VIEWS})

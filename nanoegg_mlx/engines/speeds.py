@@ -81,6 +81,8 @@ def shape_of(config: Config) -> str:
         for name in ("vocab_size", "rank", "head_rule", "decorrelate", "chunk")
         if getattr(config, name) != getattr(Config, name)
     }
+    if not config.antithetic:
+        unusual["group_size"] = config.group
     return ", ".join(
         [
             f"{config.n_layer} x {config.n_embd}",
