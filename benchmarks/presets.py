@@ -84,7 +84,7 @@ def _value(text: str) -> Any:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", default="configs/quickstart.toml", help="(default: configs/quickstart.toml)")
+    parser.add_argument("--config", default="configs/quickstart-pairs.toml", help="(default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=30.0, help="training time of each row (default: 30)")
     parser.add_argument("--epochs", type=int, default=0, help="instead of a time")
     parser.add_argument("--seeds", type=int, default=1, help="seeds 0, 1, ... of each row (default: 1)")
