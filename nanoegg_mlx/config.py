@@ -73,14 +73,6 @@ class Config:
         "a pair's fitness is the sign of its difference (false: normalised by the rms)",
         only_with="weights",
     )
-    fitness_limit: int = setting(
-        "evolution",
-        127,
-        "largest normalised fitness of a pair, in sixteenths of the rms (docs/perturbed-weights.md)",
-        low=1,
-        high=127,
-        only_with="weights",
-    )
     sparse_embedding: bool = setting(
         "evolution",
         False,
@@ -223,11 +215,6 @@ class Config:
         if not self.antithetic and self.group > MOST_COMPARED:
             raise InputError(
                 f"group_size is {self.group_size}; it must be at most {MOST_COMPARED} with antithetic = false."
-            )
-        if self.fast_fitness and self.fitness_limit != 127:
-            raise InputError(
-                f"fitness_limit is {self.fitness_limit}; it must be 127 with fast_fitness = true, since it limits "
-                "normalised fitness."
             )
         if not self.name or Path(self.name).name != self.name or self.name in {".", ".."}:
             raise InputError(f"name is {self.name!r}; it must be a folder's name without slashes.")

@@ -254,12 +254,12 @@ def member_text(c: Any, tokens: np.ndarray, member: int, epoch: int) -> np.ndarr
 # Section 7: the update
 
 
-def fitness(scores: np.ndarray, fast: bool, limit: int = 127) -> np.ndarray:
+def fitness(scores: np.ndarray, fast: bool) -> np.ndarray:
     difference = scores[0::2].astype(np.int64) - scores[1::2]
     if fast:
         return np.sign(difference)
     rms = max(math.isqrt(int((difference**2).sum()) // len(difference)), 1)
-    return np.minimum(np.maximum(clip(16 * difference // rms), -limit), limit)
+    return clip(16 * difference // rms)
 
 
 def threshold(c: Any, epoch: int) -> int:
@@ -338,7 +338,7 @@ class Oracle:
             states.append(state)
             if member % 2 == 0:
                 texts.append(set(text[:-1].tolist()))
-        fit = fitness(np.array(scores), c.fast_fitness, c.fitness_limit)
+        fit = fitness(np.array(scores), c.fast_fitness)
         self.params = update(c, self.params, fit, self.epoch, texts if c.sparse_embedding else None)
         self.states, self.epoch = np.array(states).astype(np.int8), self.epoch + 1
         return np.array(scores), fit

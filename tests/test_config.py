@@ -87,14 +87,6 @@ def test_members_whose_scores_are_compared(changes: dict[str, Any], cohort: int,
         ({"alpha_decay_timestep": 0}, ["alpha_decay_timestep is 0", "at least 1"]),
         ({"use_clt": 1}, ["use_clt is 1", "true or false"]),
         ({"noise_reuse": -1}, ["noise_reuse is -1", "at least 0"]),
-        ({"fast_fitness": False, "fitness_limit": 0}, ["fitness_limit is 0", "from 1 to 127"]),
-        ({"fast_fitness": False, "fitness_limit": 128}, ["fitness_limit is 128", "from 1 to 127"]),
-        ({"fast_fitness": False, "fitness_limit": 2.5}, ["fitness_limit is 2.5", "whole number"]),
-        ({"fitness_limit": 20}, ["fitness_limit is 20; it must be 127 with fast_fitness = true", "normalised"]),
-        (
-            {"perturb": "activations", "fitness_limit": 20},
-            ["fitness_limit is 20; it must be 127 with perturb = 'activations'"],
-        ),
         ({"sparse_embedding": 1}, ["sparse_embedding is 1", "true or false"]),
         (
             {"perturb": "activations", "sparse_embedding": True},
@@ -146,11 +138,11 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 
 def test_options_of_perturbed_weights_come_back(tmp_path: Path) -> None:
-    config = Config(fast_fitness=False, fitness_limit=20, sparse_embedding=True)
+    config = Config(fast_fitness=False, sparse_embedding=True, zero_head=True)
     (tmp_path / "c.toml").write_text(config.to_toml())
     assert Config.from_toml(tmp_path / "c.toml") == config
     other = config.with_estimator("activations")
-    assert (other.fitness_limit, other.sparse_embedding, other.fast_fitness) == (127, False, True)
+    assert (other.sparse_embedding, other.fast_fitness, other.zero_head) == (False, True, True)
 
 
 def test_an_unknown_keyword_is_named() -> None:

@@ -58,15 +58,11 @@ CASES: dict[str, dict[str, Any]] = {
     "one byte value": {"vocab_size": 1},
     "one token an epoch": {"tokens_per_update": 1},
     "a head of zeros": {"zero_head": True},
-    "small limit of fitness": {"fast_fitness": False, "fitness_limit": 5, "population": 12},
-    "limit 1": {"fast_fitness": False, "fitness_limit": 1, "population": 12},
 }
 
 SPARSE_CASES: dict[str, dict[str, Any]] = {
     "sparse": {"sparse_embedding": True, "population": 16, "alpha": 0.3},
-    "sparse, limited fitness": {
-        "sparse_embedding": True, "fast_fitness": False, "fitness_limit": 20, "population": 12, "rank": 2,
-    },
+    "sparse, normalised fitness": {"sparse_embedding": True, "fast_fitness": False, "population": 12, "rank": 2},
     "sparse signs": {"sparse_embedding": True, "use_clt": False, "population": 12, "group_size": 4, "rank": 3},
     "sparse, repeated noise": {
         "sparse_embedding": True, "num_perturbations": 4, "group_size": 4, "population": 24, "fast_fitness": False,

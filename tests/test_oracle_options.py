@@ -28,16 +28,3 @@ def test_sparse_run_equals_the_oracle(changes: dict[str, Any], engine: str) -> N
     assert not np.delete(moved, read, axis=0).any()
     assert config.alpha < 1 or (moved[read] | (np.abs(before[read].astype(int)) == 127)).all()
     assert_same_run(trainer, oracle, 2)
-
-
-@pytest.mark.parametrize("engine", ENGINES)
-def test_limit_of_fitness(engine: str) -> None:
-    """It changes what reaches it and nothing else; 127 is no limit."""
-    config = Config(**TINY, fast_fitness=False, engine=engine)
-    tokens = text(config, 90, 6)
-    free = Trainer(config, tokens).step().fitness
-    largest = int(np.abs(free.astype(int)).max())
-    assert largest > 16
-    for limit in (1, largest - 1, largest, 127):
-        limited = Trainer(config.replace(fitness_limit=limit), tokens).step().fitness
-        assert np.array_equal(limited, np.clip(free, -limit, limit)) and limited.dtype == np.int8

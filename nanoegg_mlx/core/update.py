@@ -21,18 +21,17 @@ MAX_NOISE = 86
 """Largest magnitude of a perturbation's draw."""
 
 
-def fitness(scores: np.ndarray, fast: bool, limit: int = MAX_INT8) -> np.ndarray:
+def fitness(scores: np.ndarray, fast: bool) -> np.ndarray:
     """The fitness of each antithetic pair.
 
     Args:
         scores: (N,) integers, even members first in each pair.
         fast: sign of the difference; otherwise the difference over its rms, in Q4 and clipped.
-        limit: largest magnitude of the latter, 1 to 127 (docs/perturbed-weights.md).
 
     Returns:
-        (N/2,) int8: in {-1, 0, 1}, or in [-limit, limit].
+        (N/2,) int8: in {-1, 0, 1}, or in [-127, 127].
     """
-    return fitness_of(differences(scores), fast, limit)
+    return fitness_of(differences(scores), fast)
 
 
 def differences(scores: np.ndarray) -> np.ndarray:
@@ -40,12 +39,12 @@ def differences(scores: np.ndarray) -> np.ndarray:
     return scores[0::2].astype(np.int64) - scores[1::2]
 
 
-def fitness_of(differences: np.ndarray, fast: bool, limit: int = MAX_INT8) -> np.ndarray:
+def fitness_of(differences: np.ndarray, fast: bool) -> np.ndarray:
     """`fitness` from the differences of all pairs, (N/2,) integers."""
     if fast:
         return np.sign(differences).astype(np.int8)
     rms = max(math.isqrt(sum_of_squares(differences) // len(differences)), 1)
-    return np.clip(ONE * differences.astype(np.int64) // rms, -limit, limit).astype(np.int8)
+    return np.clip(ONE * differences.astype(np.int64) // rms, -MAX_INT8, MAX_INT8).astype(np.int8)
 
 
 def sum_of_squares(values: np.ndarray) -> int:
@@ -97,7 +96,7 @@ def _bound_of_one(config: Config, epoch: int) -> int:
 
 def vote_dtype(config: Config) -> mx.Dtype:
     """int32 if no vote of this population can overflow it, else int64."""
-    largest_fitness = 1 if config.fast_fitness else config.fitness_limit
+    largest_fitness = 1 if config.fast_fitness else MAX_INT8
     largest = config.pairs * config.rank * MAX_NOISE**2 * largest_fitness
     return mx.int32 if largest < 2**31 else mx.int64
 

@@ -75,13 +75,13 @@ class Exchange:
         Raises:
             JobError: a rank is lost.
         """
-        fast, limit = self._config.fast_fitness, self._config.fitness_limit
+        fast = self._config.fast_fitness
         if self._world.size == 1:
-            return Gathered(fitness(scores, fast, limit), ScoreStats.of(scores), (flag(),), 0.0)
+            return Gathered(fitness(scores, fast), ScoreStats.of(scores), (flag(),), 0.0)
         gathered, bodies = self._gather(
             scores, _pack(scores, fast), _body_bytes(max(self._counts), fast), epoch, flag, expected
         )
-        return replace(gathered, fitness=_unpack(bodies, self._counts, fast, limit))
+        return replace(gathered, fitness=_unpack(bodies, self._counts, fast))
 
     def gather_scores(self, scores: np.ndarray, epoch: int, flag: Callable[[], int], expected: float) -> Gathered:
         """The same without fitness, for nudged activations, whose votes are summed instead."""
@@ -195,10 +195,10 @@ def _pack(scores: np.ndarray, fast: bool) -> bytes:
     return pack_fitness(fitness(scores, fast=True), fast=True) if fast else differences(scores).astype("<i4").tobytes()
 
 
-def _unpack(bodies: list[np.ndarray], counts: list[int], fast: bool, limit: int) -> np.ndarray:
+def _unpack(bodies: list[np.ndarray], counts: list[int], fast: bool) -> np.ndarray:
     """Fitness of all pairs, (N/2,) int8, from the bodies of all ranks' messages."""
     rows = [body[: _body_bytes(count, fast)] for body, count in zip(bodies, counts, strict=True)]
     if fast:
         parts = [unpack_fitness(row.tobytes(), count, fast) for row, count in zip(rows, counts, strict=True)]
         return np.concatenate(parts)
-    return fitness_of(np.concatenate([row.view("<i4") for row in rows]), False, limit)
+    return fitness_of(np.concatenate([row.view("<i4") for row in rows]), fast=False)

@@ -40,7 +40,7 @@ VARIANTS = {
     for name, changes in {
         "signs": {"update": "replicated"},
         "shares": {"update": "sharded", "num_perturbations": 12, "noise_reuse": 2, "n_layer": 2},
-        "normalised": {"update": "auto", "fast_fitness": False, "rank": 2, "fitness_limit": 40},
+        "normalised": {"update": "auto", "fast_fitness": False, "rank": 2},
         "sparse": {"update": "auto", "sparse_embedding": True, "num_perturbations": 12},
     }.items()
 }
