@@ -44,7 +44,7 @@ METHODS = {
     "weights": "perturbed weights",
     "error": "nudged activations, head by its error",
     "decorrelated": "nudged activations, decorrelated inputs",
-    "lane": "nudged activations, decorrelated inputs, a baseline for each lane",
+    "lane": "nudged activations, a baseline for each lane",
     "perturb": "nudged activations, head nudged too",
     "mingru": "the same network in floats, backpropagation and Adam",
     "transformer-adam": "transformer, backpropagation and Adam",
