@@ -162,11 +162,11 @@ def draw(measured: dict[str, Any], picture: str) -> None:
     ):
         recoloured = {key: ink for key in STYLE if key.endswith("color") and key not in ("grid.color",)}
         with matplotlib.rc_context({**STYLE, **recoloured, "grid.color": grid, "axes.edgecolor": grid}):
-            figure = Figure(figsize=(11, 4.2), layout="constrained", facecolor=page)
+            figure = Figure(figsize=(11, 5), layout="constrained", facecolor=page)
             for column, (place, label) in enumerate(((0, "bytes of text read"), (1, "seconds of the processor"))):
                 axes = figure.add_subplot(1, 2, column + 1)
                 axes.set_facecolor(page)
-                for (method, seeds), colour in zip(measured["curves"].items(), COLOURS, strict=False):
+                for (method, seeds), colour in zip(measured["curves"].items(), (*COLOURS, ink), strict=False):
                     points = np.array(seeds)
                     x, bits = np.median(points[:, :, place], axis=0), points[:, :, 2]
                     axes.fill_between(x, bits.min(axis=0), bits.max(axis=0), color=colour, alpha=0.25, linewidth=0)
@@ -178,8 +178,7 @@ def draw(measured: dict[str, Any], picture: str) -> None:
                 axes.set_xscale("log")
                 axes.set_xlabel(label)
                 axes.set_ylabel("bits per byte")
-                if column == 0:
-                    axes.legend(loc="upper right", fontsize=8.5)
+            figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8.5)
             figure.savefig(f"{picture}-{scheme}.svg", metadata={"Date": None}, facecolor=page)
 
 
