@@ -89,8 +89,8 @@ def test_the_next_command_of_other_sets(tmp_path, monkeypatch):
     caches = "--train data/x_train.npy --valid data/x_valid.npy"
     whole = f"nanoegg train --config configs/quickstart.toml {caches}"
     assert command(10**9, 10**6) == whole
-    assert command(51 * 2048, 2048) == whole
-    assert command(51 * 2048 - 1, 2047) == f"{whole} --population 2048 --validation-batch-size 1023"
+    assert command(51 * 256, 2048) == whole
+    assert command(51 * 256 - 1, 2047) == f"{whole} --population 4096 --validation-batch-size 1023"
     assert command(10**9, None) is None and command(1, 1) is None
     monkeypatch.setattr(next_step, "_config", lambda: None)
     assert command(10**9, 10**6) == f"nanoegg train {caches}"
