@@ -139,7 +139,8 @@ def _compare_pair(
     xi = drawn(number)
     scores, inputs, errors, new_states = mx.vmap(one_member, in_axes=(0, None, 0))(mx.array([1, -1]), xi, states)
     means = {name: _mean(x) for name, x in inputs.items()}
-    return Token(scores[:1] - scores[1:], scores, _samples(xi), means, _mean(errors)), new_states
+    one_sample = {node: x[None] for node, x in xi.items()}
+    return Token(scores[:1] - scores[1:], scores, one_sample, means, _mean(errors)), new_states
 
 
 def _compare_lane(
@@ -153,11 +154,6 @@ def _compare_lane(
     first = {name: view(x, 0) for name, x in inputs.items()}
     of_samples = {node: x[1:] for node, x in xi.items()}
     return Token(scores[1:] - scores[:1], scores, of_samples, first, view(errors, 0)), new_states
-
-
-def _samples(xi: Coins) -> Coins:
-    """A pair's coins as those of one sample."""
-    return {node: x[None] for node, x in xi.items()}
 
 
 def _mean(both: mx.array) -> mx.array:
@@ -219,9 +215,11 @@ def moments(tokens: list[Token], inputs: mx.array, config: Config) -> Moments:
     Z: dict[str, list[mx.array]] = {}
     S: dict[str, list[mx.array]] = {}
     for l in range(config.n_layer):
-        last = l == config.n_layer - 1
-        Q = {name: credited((name, l), own if last and name in ("a", "b") else later) for name in ("f", "c", "a", "b")}
-        squares = {name: own_squares if last and name in ("a", "b") else later_squares for name in Q}
+        Q, squares = {}, {}
+        for name in ("f", "c", "a", "b"):
+            of_own = l == config.n_layer - 1 and name in ("a", "b")
+            Q[name] = credited((name, l), own if of_own else later)
+            squares[name] = own_squares if of_own else later_squares
         for leaf, node, name in MATRICES:
             Z.setdefault(leaf, []).append(_vote_products(Q[node], X[name, l], config))
             S.setdefault(leaf, []).append(_squares(X[name, l], squares[node]))

@@ -38,8 +38,8 @@ class Work(ABC, Generic[R]):
 
     @property
     def members_per_row(self) -> int:
-        """Members that read one row of the text."""
-        return 1
+        """Members that read one row of the text: a member, or the pair or lane whose scores are compared."""
+        return max(len(self.numbers) // max(len(self.inputs), 1), 1)
 
     @property
     @abstractmethod
@@ -49,7 +49,7 @@ class Work(ABC, Generic[R]):
     @property
     def grain(self) -> int:
         """Consecutive members that must stay together: a pair, or a lane with a baseline."""
-        return 2
+        return max(self.members_per_row, 2)
 
     @property
     def members(self) -> int:
@@ -123,14 +123,6 @@ class NudgeWork(Work[Nudged]):
     """Arguments of `Engine.nudge`."""
 
     epoch: int
-
-    @property
-    def members_per_row(self) -> int:
-        return self.grain
-
-    @property
-    def grain(self) -> int:
-        return len(self.numbers) // len(self.inputs) if len(self.inputs) else 2
 
     @property
     def kind(self) -> str:
