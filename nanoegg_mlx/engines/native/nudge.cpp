@@ -140,10 +140,12 @@ struct Summer {
     }
   }
 
-  // clip(d) where only the token's own score can depend on the node, else clip(R).
+  // Whether only the token's own score can depend on the node: its credit is then clip(d), else clip(R).
+  bool is_own(int layer, int node) const {
+    return node == kNodeHead || (layer == shape.layers - 1 && (node == kNodeA || node == kNodeB));
+  }
   const int8_t* credit(const Kept& kept, int layer, int node) const {
-    const bool own = node == kNodeHead || (layer == shape.layers - 1 && (node == kNodeA || node == kNodeB));
-    return own ? kept.own : kept.later;
+    return is_own(layer, node) ? kept.own : kept.later;
   }
 
   // The sums of a matrix's part of one layer.
@@ -215,7 +217,7 @@ struct Summer {
       const uint8_t* x = kept.inputs + input_offset(shape, m.input, job.layer) * kept.depth;
       const bool plain = m.leaf == kHead && by_error();
       const int8_t* w = plain ? ones.data() : credit(kept, job.layer, m.node);
-      const int32_t* q = w == kept.own ? kept.own_squares : kept.later_squares;
+      const int32_t* q = is_own(job.layer, m.node) ? kept.own_squares : kept.later_squares;
       if (plain || kept.samples == 1)
         isa.sums.squares(x, inputs, kept.depth, kept.count, w, s.data());
       else
