@@ -1,4 +1,4 @@
-"""Every recorded trace of the reference, rebuilt from its seed and compared to the last bit."""
+"""Every recorded trace, rebuilt from its seed and compared to the last bit."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 
 from nanoegg_mlx import Trainer, init_params, validate
 from nanoegg_mlx.core.params import leaf_keys
-from tests.traces import ENGINES, NAMES, NUDGED_NAMES, Trace, sha256
+from tests.traces import ENGINES, NAMES, NUDGED_NAMES, OPTION_NAMES, Trace, sha256
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -41,15 +41,15 @@ def test_trace(name: str, engine: str) -> None:
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("name", NUDGED_NAMES)
-def test_trace_of_nudged_activations(name: str, engine: str) -> None:
+@pytest.mark.parametrize("name", NUDGED_NAMES + OPTION_NAMES)
+def test_trace_of_scores_and_parameters(name: str, engine: str) -> None:
     trace = Trace(name)
     trainer = Trainer(trace.config.replace(engine=engine), trace.train_tokens)
     for epoch in range(trace.epochs):
         result = trainer.step()
         assert result.threshold == trace.meta["thresholds"][epoch]
         assert np.array_equal(result.scores, trace.arrays["scores"][epoch])
-        assert result.fitness.shape == (0,)
+        assert len(result.fitness) == (0 if trace.config.perturb == "activations" else trace.config.pairs)
         assert sha256(*trainer.params.values()) == trace.meta["params_sha256"][epoch]
         assert sha256(trainer.states) == trace.meta["states_sha256"][epoch]
     assert_end(trace, trainer)

@@ -1,4 +1,4 @@
-"""The recorded traces of the reference, and their text."""
+"""The recorded traces of the reference and of options beside it, and their text."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ GOLDEN = Path(__file__).parent / "golden"
 ENGINES = ["mlx"] if native_problem() else ["mlx", "cpu"]
 NAMES = ["small", "default", "limited", "odd", "rank3", "reuse0", "reuse3", "signs"]
 NUDGED_NAMES = ["act_small", "act_own_token", "act_perturbed_head", "act_deep"]
+OPTION_NAMES = ["option_lane", "option_lane_deep", "option_lane_head", "option_decorrelated", "option_weights"]
+"""Recorded by tests/record_options.py."""
 
 
 @cache

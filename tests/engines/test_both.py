@@ -160,7 +160,7 @@ def test_the_calls_of_one_engine(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_recorded_traces(forced: int) -> None:
     """The reference's runs, with validations; chunks of MLX and blocks of the CPU engine as chosen."""
     test_golden.test_trace("small", "both")
-    test_golden.test_trace_of_nudged_activations("act_small", "both")
+    test_golden.test_trace_of_scores_and_parameters("act_small", "both")
 
 
 @pytest.mark.parametrize("forced", [4], indirect=True)
