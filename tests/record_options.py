@@ -22,7 +22,7 @@ BASE: dict[str, Any] = {"seed": 0, "alpha": 4.0, "alpha_decay_timestep": 4, "val
 SMALL: dict[str, Any] = {**BASE, "n_layer": 1, "n_embd": 32, "population": 32, "tokens_per_update": 12}
 DEEP: dict[str, Any] = {**BASE, "n_layer": 3, "n_embd": 20, "population": 16, "tokens_per_update": 12}
 NUDGED: dict[str, Any] = {"perturb": "activations"}
-RUNS: dict[str, dict[str, Any]] = {
+OPTIONS: dict[str, dict[str, Any]] = {
     "option_lane": {**SMALL, **NUDGED, "antithetic": False, "group_size": 8},
     "option_lane_deep": {
         **DEEP, **NUDGED, "antithetic": False, "group_size": 4, "decorrelate": True, "zero_head": True,
@@ -36,8 +36,9 @@ EPOCHS = 6
 TRAIN_TOKENS, VALID_TOKENS = 6000, 500
 
 
-def record(config: Config) -> dict[str, Any]:
-    """The arrays of a trace, with the entries of a recorded trace of nudged activations."""
+def record(settings: dict[str, Any]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """The meta and the arrays of a trace, with the entries of a recorded trace of nudged activations."""
+    config = Config(**settings)
     train, valid = pseudo_text(TRAIN_TOKENS, 1), pseudo_text(VALID_TOKENS, 2)
     twin = (NudgedOracle if config.perturb == "activations" else Oracle)(config, train)
     scores, params, states = [], [], []
@@ -48,6 +49,7 @@ def record(config: Config) -> dict[str, Any]:
         states.append(sha256(twin.states))
     valid_scores, bits_per_byte = validate(config, twin.params, valid)
     meta = {
+        "config": settings,
         "epochs": EPOCHS,
         "train_tokens": TRAIN_TOKENS,
         "valid_tokens": VALID_TOKENS,
@@ -59,15 +61,14 @@ def record(config: Config) -> dict[str, Any]:
         "final_sha256": {name: sha256(value) for name, value in twin.params.items()},
         "valid_bpb": bits_per_byte,
     }
-    return {"meta": meta, "scores": np.array(scores, np.int32), "valid_scores": valid_scores.astype(np.int32)}
+    return meta, {"scores": np.array(scores, np.int32), "valid_scores": valid_scores.astype(np.int32)}
 
 
 def main() -> None:
-    for name, settings in RUNS.items():
-        arrays = record(Config(**settings))
-        arrays["meta"] = json.dumps({"config": settings, **arrays["meta"]})
-        np.savez_compressed(GOLDEN / f"{name}.npz", **arrays)
-        print(f"{name}: {json.loads(arrays['meta'])['valid_bpb']:.4f} bits per byte", flush=True)
+    for name, settings in OPTIONS.items():
+        meta, arrays = record(settings)
+        np.savez_compressed(GOLDEN / f"{name}.npz", meta=np.array(json.dumps(meta)), **arrays)
+        print(f"{name}: {meta['valid_bpb']:.4f} bits per byte", flush=True)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@ import pytest
 
 from nanoegg_mlx import Trainer, init_params, validate
 from nanoegg_mlx.core.params import leaf_keys
-from tests.traces import ENGINES, NAMES, NUDGED_NAMES, OPTION_NAMES, Trace, sha256
+from tests.record_options import OPTIONS
+from tests.traces import ENGINES, NAMES, NUDGED_NAMES, Trace, sha256
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -41,7 +42,7 @@ def test_trace(name: str, engine: str) -> None:
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("name", NUDGED_NAMES + OPTION_NAMES)
+@pytest.mark.parametrize("name", [*NUDGED_NAMES, *OPTIONS])
 def test_trace_of_scores_and_parameters(name: str, engine: str) -> None:
     trace = Trace(name)
     trainer = Trainer(trace.config.replace(engine=engine), trace.train_tokens)

@@ -17,8 +17,6 @@ GOLDEN = Path(__file__).parent / "golden"
 ENGINES = ["mlx"] if native_problem() else ["mlx", "cpu"]
 NAMES = ["small", "default", "limited", "odd", "rank3", "reuse0", "reuse3", "signs"]
 NUDGED_NAMES = ["act_small", "act_own_token", "act_perturbed_head", "act_deep"]
-OPTION_NAMES = ["option_lane", "option_lane_deep", "option_lane_head", "option_decorrelated", "option_weights"]
-"""Recorded by tests/record_options.py."""
 
 
 @cache

@@ -14,7 +14,8 @@ from nanoegg_mlx.core.activations import Moments, Nudged, flatten
 from nanoegg_mlx.engines import make_engine
 from tests import test_golden
 from tests.engines.inputs import ISAS, native, numbers, random_params
-from tests.traces import NUDGED_NAMES, OPTION_NAMES
+from tests.record_options import OPTIONS
+from tests.traces import NUDGED_NAMES
 
 WIDTHS = (1, 2, 33, 63, 64, 65, 130)
 
@@ -95,7 +96,7 @@ def test_random_lanes_equal_the_definition(width: int, group: int, monkeypatch: 
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("name", NUDGED_NAMES + OPTION_NAMES)
+@pytest.mark.parametrize("name", [*NUDGED_NAMES, *OPTIONS])
 def test_traces(name: str, isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NANOEGG_ISA", isa)
     test_golden.test_trace_of_scores_and_parameters(name, "cpu")
