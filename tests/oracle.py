@@ -319,15 +319,15 @@ def validate(c: Any, params: Params, tokens: np.ndarray) -> tuple[np.ndarray, fl
 
 
 class Oracle:
-    """A run: `params`, `states` (N, L, D) int8 and `epoch`, moved on by `step`."""
+    """A run: `params`, `states` (N, L, D) int8, `epoch` and the last `fitness` (N/2,), moved on by `step`."""
 
     def __init__(self, c: Any, tokens: np.ndarray) -> None:
         self.config, self.tokens, self.epoch = c, tokens, 0
         self.params = init_params(c)
         self.states = np.zeros((c.population, c.n_layer, c.n_embd), np.int8)
 
-    def step(self) -> tuple[np.ndarray, np.ndarray]:
-        """One epoch: the members' scores (N,) and the pairs' fitness (N/2,)."""
+    def step(self) -> np.ndarray:
+        """One epoch: the members' scores (N,)."""
         c, scores, states = self.config, [], []
         texts: list[set[int]] = []
         for member, state in enumerate(self.states):
@@ -338,7 +338,7 @@ class Oracle:
             states.append(state)
             if member % 2 == 0:
                 texts.append(set(text[:-1].tolist()))
-        fit = fitness(np.array(scores), c.fast_fitness)
-        self.params = update(c, self.params, fit, self.epoch, texts if c.sparse_embedding else None)
+        self.fitness = fitness(np.array(scores), c.fast_fitness)
+        self.params = update(c, self.params, self.fitness, self.epoch, texts if c.sparse_embedding else None)
         self.states, self.epoch = np.array(states).astype(np.int8), self.epoch + 1
-        return np.array(scores), fit
+        return np.array(scores)

@@ -43,8 +43,7 @@ def record(settings: dict[str, Any]) -> tuple[dict[str, Any], dict[str, np.ndarr
     twin = (NudgedOracle if config.perturb == "activations" else Oracle)(config, train)
     scores, params, states = [], [], []
     for _ in range(EPOCHS):
-        result = twin.step()
-        scores.append(result[0] if isinstance(result, tuple) else result)
+        scores.append(twin.step())
         params.append(sha256(*twin.params.values()))
         states.append(sha256(twin.states))
     valid_scores, bits_per_byte = validate(config, twin.params, valid)

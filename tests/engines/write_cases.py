@@ -110,8 +110,8 @@ def write_oracle(file: BinaryIO, name: str, config: Config) -> None:
     run = Oracle(config, tokens)
     write_head(file, name, config, 2, run.params)
     for epoch in range(2):
-        scores, fitness = run.step()
-        write_epoch(file, config, epoch, tokens, scores, fitness, run.states, run.params)
+        scores = run.step()
+        write_epoch(file, config, epoch, tokens, scores, run.fitness, run.states, run.params)
     valid = text(config, 32, 4)
     write_validation(file, config, valid, oracle.validate(config, run.params, valid)[0])
 

@@ -15,6 +15,15 @@ inline int32_t clamp(int32_t v, int32_t low, int32_t high) {
 inline int32_t clip(int32_t v) { return clamp(v, -127, 127); }
 inline size_t smaller(size_t a, size_t b) { return a < b ? a : b; }
 
+// v = low + 128 high, low in [-64, 63], for |v| <= 127 * 127: two products of int8 replace one of int16.
+struct Digits {
+  int8_t low, high;
+};
+inline Digits digits(int16_t v) {
+  const int16_t high = (int16_t)((v + 64) >> 7);
+  return {(int8_t)(v - high * 128), (int8_t)high};
+}
+
 inline bool stopped(const int* stop) { return stop && __atomic_load_n(stop, __ATOMIC_RELAXED); }
 
 // clip(v // d) for d < 2^14. v is first clipped to where the quotient is in range. Then v + 128 d is positive and below

@@ -36,9 +36,9 @@ inline void split_errors(const int16_t* __restrict errors, size_t n, int8_t* __r
                          uint32_t* __restrict squares) {
   for (; n; n -= kPad, errors += kPad, low += kPad, high += kPad, squares += kPad) {
     for (size_t i = 0; i < kPad; i++) {
-      const int16_t h = (int16_t)((errors[i] + 64) >> 7);
-      high[i] = (int8_t)h;
-      low[i] = (int8_t)(errors[i] - h * 128);
+      const Digits d = digits(errors[i]);
+      low[i] = d.low;
+      high[i] = d.high;
       squares[i] += (uint32_t)(errors[i] * errors[i]);
     }
   }

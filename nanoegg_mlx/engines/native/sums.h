@@ -96,9 +96,9 @@ void coin_digits(const uint64_t* coins, size_t coins_stride, const int8_t* w, si
         for (size_t i = 0; i < kPad; i++) sums[i] = (int16_t)(sums[i] + signed_w[i]);
       }
       for (size_t i = 0; i < kPad; i++) {
-        const int16_t h = (int16_t)((sums[i] + 64) >> 7);
-        highs[g * kPad + i] = (int8_t)h;
-        lows[g * kPad + i] = (int8_t)(sums[i] - h * 128);
+        const Digits d = digits(sums[i]);
+        lows[g * kPad + i] = d.low;
+        highs[g * kPad + i] = d.high;
       }
     }
     interleave(lows, kPad, 0, (uint8_t*)low);

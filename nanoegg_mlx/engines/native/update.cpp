@@ -3,6 +3,7 @@
 // Notable: the work is cut into pieces of leaves small enough that their exact int64 sums need little memory. Each
 // piece draws the noise of a few hundred pairs at a time again; a transposed copy of it is then summed by int8
 // products.
+#include "arithmetic.h"
 #include "engine.h"
 
 #include <algorithm>
@@ -73,8 +74,7 @@ struct Voter {
     }
   }
 
-  // fit * A transposed to (rows, columns), so that a product can sum over columns. |fit A| is at most 128 * 86, so two
-  // digits of base 128 fit int8 each, and two int8 products replace one of int16.
+  // fit * A transposed to (rows, columns), so that a product can sum over columns. |fit A| is at most 128 * 86.
   void transpose(const Buffer& a_rows, const std::vector<int8_t>& fit, int rows, size_t columns, int8_t* low,
                  int8_t* high) const {
     const size_t stride = padded(rows), out = fit.size();
@@ -85,9 +85,9 @@ struct Voter {
         const int f = fit[k];
         if (split) {
           for (int o = first; o < last; o++) {
-            const int v = f * row[o], rest = ((v + 64) & 127) - 64;
-            low[o * out + k] = (int8_t)rest;
-            high[o * out + k] = (int8_t)((v - rest) >> 7);
+            const Digits d = digits((int16_t)(f * row[o]));
+            low[o * out + k] = d.low;
+            high[o * out + k] = d.high;
           }
         } else {
           for (int o = first; o < last; o++) low[o * out + k] = (int8_t)(f * row[o]);
