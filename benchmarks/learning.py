@@ -51,19 +51,18 @@ METHODS = {
     "transformer-sgd": "transformer, backpropagation and SGD",
 }
 EVOLUTION = ("weights", "error", "decorrelated", "lane", "perturb")
-POINTS = 14
 RATES = {"mingru": 0.03, "transformer-adam": 1e-3, "transformer-sgd": 0.1}
 """Learning rates, the best of some at 2 million bytes (docs/learning.md)."""
 
 
-def curve(method: str, config: Config, share: float, rate: float) -> Iterator[Point]:
-    """Trains one method for the config's epochs, and validates it at points of equal ratios."""
+def curve(method: str, config: Config, share: float, rate: float, points: int) -> Iterator[Point]:
+    """Trains one method for the config's epochs, and validates it at so many points of equal ratios."""
     if method in EVOLUTION:
         step, evaluate = _evolution(method, config, share)
     else:
         step, evaluate = _backpropagation(method, config, rate or RATES[method])
     seconds, epoch = 0.0, 0
-    for stop in _stops(config.num_epochs):
+    for stop in _stops(config.num_epochs, points):
         started = time.process_time()
         while epoch < stop:
             step(epoch)
@@ -98,8 +97,8 @@ def title(method: str) -> str:
     return METHODS[name] + (f", {members} members" if members else "")
 
 
-def _stops(epochs: int) -> list[int]:
-    return sorted({round(stop) for stop in np.geomspace(max(epochs / 100, 1), epochs, POINTS)})
+def _stops(epochs: int, points: int) -> list[int]:
+    return sorted({round(stop) for stop in np.geomspace(epochs, max(epochs / 100, 1), points)})
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
@@ -121,7 +120,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         curves[name] = []
         for seed in range(options.seeds):
             points = []
-            for point in curve(method, base.replace(seed=seed), options.share, options.rate):
+            for point in curve(method, base.replace(seed=seed), options.share, options.rate, options.points):
                 points.append(point)
                 print(f"{name:<18} seed {seed} {point[0]:>12,} bytes {point[1]:>8.1f} s {point[2]:7.4f}", flush=True)
             curves[name].append(points)
@@ -188,6 +187,7 @@ def main() -> None:
     parser.add_argument("--text", type=float, default=10e6, help="bytes of text that each curve reads (default: 10e6)")
     parser.add_argument("--share", type=float, default=0.2, help="of entries moved by noise at the end (default: 0.2)")
     parser.add_argument("--rate", type=float, default=0, help=f"learning rate of floats (default: {RATES})")
+    parser.add_argument("--points", type=int, default=14, help="of each curve, where it is validated (default: 14)")
     parser.add_argument("--seeds", type=int, default=3, help="(default: 3)")
     parser.add_argument("--layers", type=int, default=1, help="(default: 1)")
     parser.add_argument("--width", type=int, default=64, help="(default: 64)")
