@@ -228,31 +228,34 @@ struct Summer {
   }
 
   void embedding(const Job& job) const {
-    const int first = job.chunk * (int)kPad, n = std::min((int)kPad, shape.width - first);
-    int64_t* z = task.z[kEmb] + first;
+    const int begin = job.chunk * (int)kPad, n = std::min((int)kPad, shape.width - begin);
+    int64_t* z = task.z[kEmb] + begin;
+    std::vector<int8_t> low(task.samples() > 1 ? kPad * kSpan : 0), high(low.size());
     for (const Kept& kept : blocks) {
       const uint64_t* coins = kept.coins + (size_t)job.chunk * kept.samples * kept.depth;
-      if (is_set(stop)) return;
-      if (kept.samples > 1)
-        credited_embedding(kept, coins, n, z);
-      else
-        isa.sums.by_byte(coins, kept.later, kept.bytes, kept.count, n, shape.width, z);
+      for (size_t first = 0; first < kept.count; first += kSpan) {
+        if (is_set(stop)) return;
+        const size_t count = std::min(kSpan, kept.count - first);
+        const int8_t* w = kept.later + first;
+        const uint8_t* bytes = kept.bytes + first;
+        if (kept.samples > 1) {
+          isa.sums.coin_digits(coins + first, kept.depth, w, kept.depth, kept.samples, count, low.data(), high.data());
+          digits_by_byte(low.data(), high.data(), bytes, count, n, z);
+        } else {
+          isa.sums.by_byte(coins + first, w, bytes, count, n, shape.width, z);
+        }
+      }
     }
   }
 
-  // Sums the samples' credited coins before they are added to the rows of their byte.
-  void credited_embedding(const Kept& kept, const uint64_t* coins, int n, int64_t* z) const {
-    std::vector<int8_t> low(kPad * kSpan), high(kPad * kSpan);
+  // z[bytes[k]][i] += low + 128 high of n entries of rows (kPad, count), which are packed in groups of k.
+  void digits_by_byte(const int8_t* low, const int8_t* high, const uint8_t* bytes, size_t count, int n,
+                      int64_t* z) const {
     const size_t G = isa.group;
-    for (size_t first = 0; first < kept.count; first += kSpan) {
-      const size_t count = std::min(kSpan, kept.count - first);
-      isa.sums.coin_digits(coins + first, kept.depth, kept.later + first, kept.depth, kept.samples, count, low.data(),
-                           high.data());
-      for (size_t k = 0; k < count; k++) {
-        const size_t at = k / G * G * kPad + k % G;
-        int64_t* row = z + (size_t)kept.bytes[first + k] * shape.width;
-        for (int i = 0; i < n; i++) row[i] += low[at + i * G] + 128 * high[at + i * G];
-      }
+    for (size_t k = 0; k < count; k++) {
+      const size_t at = k / G * G * kPad + k % G;
+      int64_t* row = z + (size_t)bytes[k] * shape.width;
+      for (int i = 0; i < n; i++) row[i] += low[at + i * G] + 128 * high[at + i * G];
     }
   }
 
