@@ -222,7 +222,11 @@ def test_kill_9_in_the_middle_of_a_run(tmp_path, start, naive_cache, read_set):
     process = start("-c", program, *command, stdin=-1)
     assert process.stdout.readline() == "paused\n"
     (stage,) = out.iterdir()
-    assert stage.name.startswith(".local.") and (stage / "local_train.npy").stat().st_size > 600_000
+    assert stage.name.startswith(".local.")
+    written, deadline = stage / "local_train.npy", time.monotonic() + 60
+    while written.stat().st_size <= 600_000 and time.monotonic() < deadline:
+        time.sleep(0.01)  # Another thread writes.
+    assert written.stat().st_size > 600_000
 
     assert main(["--source", str(text), "--test-fraction", "0", "--valid-fraction", "0", "--name",
                  "local2", "--out", str(out)]) == 0  # fmt: skip
