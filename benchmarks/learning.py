@@ -77,7 +77,7 @@ def _evolution(method: str, base: Config, share: float) -> tuple[Callable[[int],
     own = {"sigma_shift": 3} if method == "weights" else nudged
     config = scheduled(base.replace(**own), base.num_epochs, share)
     trainer, valid = Trainer(config, load_tokens(config.train)), load_tokens(config.valid)
-    return lambda epoch: trainer.step(), lambda: validate(trainer.params, valid, config)[1]
+    return lambda epoch: trainer.step(), lambda: validate(trainer.model, valid, config)[1]
 
 
 def _backpropagation(method: str, config: Config, rate: float) -> tuple[Callable[[int], object], Callable[[], float]]:

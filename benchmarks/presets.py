@@ -54,7 +54,7 @@ def row(config: Config, share: float, seconds: float, epochs: int) -> dict[str, 
     for _ in range(epochs):
         trainer.step()
     trained = time.perf_counter() - started
-    _, bits = validate(trainer.params, load_tokens(config.valid), config)
+    _, bits = validate(trainer.model, load_tokens(config.valid), config)
     return {
         **{name: getattr(config, name) for name in SHOWN},
         "share": share,

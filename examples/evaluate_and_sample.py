@@ -24,7 +24,7 @@ def open_model(checkpoint: Path | None, tokens: np.ndarray) -> tuple[Config, dic
     trainer = Trainer(config, tokens)
     for _ in range(40):
         trainer.step()
-    return config, trainer.params
+    return config, trainer.model
 
 
 def main() -> None:

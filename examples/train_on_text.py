@@ -34,7 +34,7 @@ def main() -> None:
         validation_batch_size=8,
     )
     trainer = Trainer(config, train)
-    _, before = validate(trainer.params, valid, config)
+    _, before = validate(trainer.model, valid, config)
     print(f"{options.text}: {len(train):,} bytes to train on, {len(valid):,} held out")
     print(f"before: {before:.3f} bits per byte")
 
@@ -43,7 +43,7 @@ def main() -> None:
         if trainer.epoch % 10 == 0:
             print(f"epoch {trainer.epoch}: {result.loss_mean:.3f} bits per byte, mean of {config.population} members")
 
-    _, after = validate(trainer.params, valid, config)
+    _, after = validate(trainer.model, valid, config)
     print(f"after {trainer.epoch} epochs: {after:.3f} bits per byte")
 
 

@@ -3,9 +3,9 @@
 config  = Config.from_toml("configs/quickstart.toml")
 trainer = Trainer(config, train_tokens)
 result  = trainer.step()
-scores, bits_per_byte = validate(trainer.params, valid_tokens, config)
-text    = bytes(generate(trainer.params, config, b"def ", tokens=100))
-packed  = compress(text, trainer.params, config)
+scores, bits_per_byte = validate(trainer.model, valid_tokens, config)
+text    = bytes(generate(trainer.model, config, b"def ", tokens=100))
+packed  = compress(text, trainer.model, config)
 """
 
 from importlib import metadata

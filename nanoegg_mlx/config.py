@@ -120,6 +120,16 @@ class Config:
         only_with="activations",
     )
 
+    ema_shift: int = setting(
+        "evolution",
+        0,
+        "validate, show and export the moving average of the parameters over about 2^ema_shift epochs (0: the last "
+        "ones; docs/averaging.md)",
+        low=0,
+        high=8,
+        only_with="activations",
+    )
+
     tokens_per_update: int = setting("data", 100, "bytes that each member reads in an epoch", low=1)
     train: str = setting(
         "data", "data/minipile_train.npy", "training cache (1-D uint8 .npy)", may_change=True, per_rank=True

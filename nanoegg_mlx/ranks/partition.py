@@ -83,21 +83,22 @@ def scatter_states(whole: np.ndarray | None, config: Config, world: World) -> np
     return mine
 
 
-def broadcast_params(params: Params | None, config: Config, world: World) -> Params:
-    """Rank 0's parameters, on every rank. Raises JobError if a rank is lost."""
+def broadcast_params(params: Params | None, config: Config, world: World, dtype: type[np.integer] = np.int8) -> Params:
+    """Rank 0's parameters, or other arrays of their shapes, on every rank. Raises JobError if a rank is lost."""
     if world.size == 1:
         assert params is not None
         return params
     content = None
     if params is not None:
         content = np.concatenate([np.array(params[leaf.name]).reshape(-1) for leaf in leaves(config)]).view(np.uint8)
-    flat = world.broadcast_bytes(content, "the parameters").view(np.int8)
+    flat = world.broadcast_bytes(content, "the parameters").view(dtype)
     return {name: mx.array(value) for name, value in split_leaves(flat, config).items()}
 
 
-def params_digest(params: Params) -> bytes:
-    """A digest of the parameters, 16 bytes."""
+def params_digest(*trees: Params | None) -> bytes:
+    """A digest of the parameters and of other arrays of their names, 16 bytes."""
     digest = hashlib.blake2b(digest_size=16)
-    for name in sorted(params):
-        digest.update(np.array(params[name]).data)
+    for tree in filter(None, trees):
+        for name in sorted(tree):
+            digest.update(np.array(tree[name]).data)
     return digest.digest()

@@ -1,7 +1,9 @@
 """Checkpoints: a folder with everything that the next epoch depends on, written atomically and verified when read.
 
     <run>/epoch-00000100/model.safetensors     13 int8 leaves, names of the spec
-                         states.safetensors    `states`, (N, L, D) int8
+                         states.safetensors    `states`, (N, L, D) int8; with `ema_shift`, where the model is an
+                                               average, also the leaves that epochs move, `params.NAME` int8, and
+                                               the sums of the average, `sums.NAME` int16
                          config.toml           the run's whole config
                          checkpoint.json       format, epoch, data, figures, SHA-256 of all four
     <run>/latest, best                         links to the newest one, and to the best on validation
@@ -27,6 +29,7 @@ import mlx.core as mx
 import numpy as np
 
 from nanoegg_mlx.config import Config
+from nanoegg_mlx.core.averaging import check_sums
 from nanoegg_mlx.core.params import Params, check_entries, check_params
 from nanoegg_mlx.errors import InputError
 from nanoegg_mlx.store import exported
@@ -46,6 +49,7 @@ class Checkpoint:
     config: Config
     epoch: int
     params: Params
+    """The model."""
     info: dict[str, Any]
     """checkpoint.json: `tokens`, `seconds`, `validation` and more."""
 
@@ -59,15 +63,43 @@ class Checkpoint:
         check_entries(states, str(path))
         return np.array(states)
 
+    def moving(self) -> tuple[Params, Params | None]:
+        """The parameters that the next epoch moves, and the sums of their average (None without `ema_shift`).
+
+        Raises InputError if the file has anything else.
+        """
+        if not self.config.ema_shift:
+            return self.params, None
+        path = self.path / "states.safetensors"
+        arrays = load_arrays(path)
+        params, sums = (
+            {name.removeprefix(kind): arrays[name] for name in sorted(arrays) if name.startswith(kind)}
+            for kind in ("params.", "sums.")
+        )
+        try:
+            check_params(params, self.config)
+            check_sums(sums, self.config)
+        except InputError as error:
+            raise InputError(f"{path} does not fit its config.toml: {error}") from error
+        return params, sums
+
 
 def save(
-    run: Path, *, params: Params, states: np.ndarray | mx.array, epoch: int, config: Config, info: Mapping[str, Any]
+    run: Path,
+    *,
+    params: Params,
+    average: tuple[Params, Params] | None = None,
+    states: np.ndarray | mx.array,
+    epoch: int,
+    config: Config,
+    info: Mapping[str, Any],
 ) -> Path:
     """Writes the run's newest checkpoint; of the others the newest `config.keep` and the best stay.
 
     Args:
         run: the run's folder.
-        params: leaf name -> int8 array.
+        params: the model, leaf name -> int8 array.
+        average: with `ema_shift`, the parameters that epochs move and the sums of which `params` is the average.
         states: (N, L, D) int8, of all members.
         epoch: epochs done.
         config: the run's.
@@ -85,7 +117,10 @@ def save(
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
         try:
-            _write(temporary, params, mx.array(states), epoch, config, info)
+            kept = {"states": mx.array(states)}
+            for kind, tree in zip(("params", "sums"), average or (), strict=False):
+                kept |= {f"{kind}.{name}": value for name, value in tree.items()}
+            _write(temporary, params, kept, epoch, config, info)
             os.rename(temporary, folder)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -232,14 +267,17 @@ def remove_leftovers(run: Path) -> None:
                 path.unlink()
 
 
-def _write(folder: Path, params: Params, states: mx.array, epoch: int, config: Config, info: Mapping[str, Any]) -> None:
+def _write(
+    folder: Path, params: Params, kept: dict[str, mx.array], epoch: int, config: Config, info: Mapping[str, Any]
+) -> None:
+    """Writes all files; `kept` is the content of states.safetensors."""
     hashes = {}
     for name in FILES:
         with HashedFile(folder / name) as file:
             if name == "model.safetensors":
                 mx.save_safetensors(file, params)
             elif name == "states.safetensors":
-                mx.save_safetensors(file, {"states": states})
+                mx.save_safetensors(file, kept)
             else:
                 file.write(config.to_toml().encode())
             hashes[name] = file.finish()

@@ -39,6 +39,8 @@ class Start:
     """Epochs done."""
     params: Params | None = None
     """None: the initial ones of the seed."""
+    sums: Params | None = None
+    """Of averaged parameters; None: those that begin with `params`."""
     states: Callable[[], np.ndarray] | None = None
     """Reads them, (N, L, D) int8; None: zeros."""
     info: Mapping[str, Any] = field(default_factory=dict)
@@ -144,7 +146,7 @@ class ResumedRun:
         # The sealed config of the checkpoint decides; an edited file counts like options.
         edited = asdict(Config.from_toml(file)) if file.exists() else {}
         config = _changed(opened.config, {**edited, **self.changes}, run)
-        return Start(config, opened.epoch, opened.params, opened.states, opened.info, same_data_as=run)
+        return Start(config, opened.epoch, *opened.moving(), opened.states, opened.info, same_data_as=run)
 
     def open(self, config: Config, epoch: int, held: ExitStack) -> tuple[Path, AppendOnly]:
         run = checkpoint.run_of(self.folder)
@@ -189,7 +191,10 @@ class BranchedRun:
         same_states = all(
             getattr(opened.config, name) == getattr(config, name) for name in ("population", "n_layer", "n_embd")
         )
-        return Start(config, self.epoch, opened.params, opened.states if same_states else None, opened.info)
+        params, sums = opened.moving()
+        if opened.config.ema_shift != config.ema_shift:
+            sums = None
+        return Start(config, self.epoch, params, sums, opened.states if same_states else None, opened.info)
 
     def open(self, config: Config, epoch: int, held: ExitStack) -> tuple[Path, AppendOnly]:
         """The folder has no config.toml yet: the recorder writes it after the first checkpoint."""
@@ -251,16 +256,19 @@ def _check_data(start: Start | None, caches: Caches) -> None:
 
 def _trainer(start: Start | None, config: Config, caches: Caches, world: World) -> Trainer:
     """Each rank's trainer; `start` is None on the ranks other than 0."""
-    has_params, has_states, epoch = world.broadcast(
-        start and (start.params is not None, start.states is not None, start.epoch), "the start of the run"
+    has_params, has_sums, has_states, epoch = world.broadcast(
+        start and (start.params is not None, start.sums is not None, start.states is not None, start.epoch),
+        "the start of the run",
     )
-    params, states = None, None
+    params, sums, states = None, None, None
     if has_params:
         params = broadcast_params(start.params if start else None, config, world)
+    if has_sums:
+        sums = broadcast_params(start.sums if start else None, config, world, np.int16)
     if has_states:
         states = scatter_states(start.states() if start and start.states else None, config, world)
     return world.run_on_all(
-        lambda: Trainer(config, caches.train, params=params, states=states, epoch=epoch, world=world),
+        lambda: Trainer(config, caches.train, params=params, sums=sums, states=states, epoch=epoch, world=world),
         "all ranks to be ready",
     )
 

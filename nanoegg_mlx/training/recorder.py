@@ -150,7 +150,7 @@ class Recorder(NullRecorder):
         sent, self._sent = self._sent, self._trainer.world.sent
         line |= {"seconds": self._seconds(), "rss_mb": metrics.resident_mb(), "wire_bytes": self._sent - sent}
         if validation is not None:
-            line["weights"] = metrics.weight_histogram(self._config, self._trainer.params)
+            line["weights"] = metrics.weight_histogram(self._config, self._trainer.model)
             if self._config.sample_bytes:
                 line["sample"] = self._sample()
         self._metrics.append(line)
@@ -182,7 +182,8 @@ class Recorder(NullRecorder):
         }
         checkpoint.save(
             self.folder,
-            params=trainer.params,
+            params=trainer.model,
+            average=None if trainer.sums is None else (trainer.params, trainer.sums),
             states=states,
             epoch=trainer.epoch,
             config=self._config,
@@ -235,4 +236,4 @@ class Recorder(NullRecorder):
     def _sample(self) -> str:
         """Text that the model generates at temperature 1, from the same draws at every validation."""
         config, engine = self._config, self._trainer.engine
-        return text_of(generate(self._trainer.params, config, tokens=config.sample_bytes, engine=engine))
+        return text_of(generate(self._trainer.model, config, tokens=config.sample_bytes, engine=engine))

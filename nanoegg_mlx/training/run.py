@@ -44,7 +44,7 @@ class Run:
         """Validates and saves the state that the run starts with, unless it was done before."""
         new, saved = self.world.broadcast(self.recorder.begun(), "rank 0 to look at the run")
         if new:
-            validation = stop.attempt(partial(self._validate, self.trainer.params))
+            validation = stop.attempt(partial(self._validate, self.trainer.model))
             if validation is None:
                 return
             self.recorder.record_metrics(None, validation)
@@ -71,16 +71,16 @@ class Run:
         epoch = self.trainer.propose(flag=lambda: stop.received or 0)
         done = epoch.result.epoch + 1
         if done == self.config.num_epochs or _due(done, self.config.validate_every):
-            return epoch, self._validate(epoch.params)
+            return epoch, self._validate(epoch.model)
         return epoch, None
 
-    def _validate(self, params: Params) -> Evaluation:
-        return evaluate(params, self.caches.valid, self.config, world=self.world)
+    def _validate(self, model: Params) -> Evaluation:
+        return evaluate(model, self.caches.valid, self.config, world=self.world)
 
     def _check_ranks(self) -> None:
         """Raises JobError if the ranks' parameters differ."""
         what = f"the parameters of epoch {self.trainer.epoch}"
-        self.world.check_same_digest(lambda: params_digest(self.trainer.params), what)
+        self.world.check_same_digest(lambda: params_digest(self.trainer.params, self.trainer.sums), what)
 
     def _save(self) -> None:
         """Writes a checkpoint of the present state, after the check that all ranks have the same parameters."""

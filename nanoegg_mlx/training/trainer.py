@@ -1,7 +1,8 @@
 """Training, one epoch at a time (estimators.py computes it).
 
-An epoch is a transaction: parameters, states and the epoch number change together at its end, so an interrupt in the
-middle of one leaves the trainer as it was before it. Validation, metrics and checkpoints are the caller's.
+An epoch is a transaction: parameters, their average, states and the epoch number change together at its end, so an
+interrupt in the middle of one leaves the trainer as it was before it. Validation, metrics and checkpoints are the
+caller's.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import mlx.core as mx
 import numpy as np
 
 from nanoegg_mlx.config import Config
+from nanoegg_mlx.core import averaging
 from nanoegg_mlx.core.params import Params, check_params, init_params, leaves
 from nanoegg_mlx.core.update import alpha_at, threshold_at
 from nanoegg_mlx.errors import InputError
@@ -121,6 +123,10 @@ class Epoch:
 
     result: EpochResult
     params: Params
+    sums: Params | None
+    """Of averaged parameters, None without `ema_shift`."""
+    model: Params
+    """What the run has learnt: averaged, or else `params`."""
     states: np.ndarray
     """(N, L, D) int8, of the rank's own members."""
     flags: tuple[int, ...]
@@ -136,6 +142,7 @@ class Trainer:
         train_tokens: np.ndarray,
         *,
         params: Params | None = None,
+        sums: Params | None = None,
         states: np.ndarray | mx.array | None = None,
         epoch: int = 0,
         world: World | None = None,
@@ -146,6 +153,8 @@ class Trainer:
             config: the run's configuration.
             train_tokens: (size,) uint8; may be memory-mapped.
             params: leaf name -> int8 array; the initial ones of the seed if not given.
+            sums: with `ema_shift` those of averaged parameters (core/averaging.py), leaf name -> int16 array; the ones
+                that begin with `params` if not given.
             states: (N, L, D) int8, every member's hidden state; zeros if not given. On one of several ranks those of
                 its own members (ranks.partition.members_of).
             epoch: epochs already done.
@@ -162,6 +171,10 @@ class Trainer:
         self.members, self.engine = self._estimator.members, self._estimator.engine
         self.params = init_params(config) if params is None else params
         check_params(self.params, config)
+        self.sums = sums
+        if config.ema_shift and sums is None:
+            self.sums = averaging.start(self.params, config.ema_shift)
+        averaging.check_sums(self.sums, config)
         shape = (len(self.members), config.n_layer, config.n_embd)
         self._states = np.zeros(shape, np.int8) if states is None else np.array(states)
         if self._states.shape != shape or self._states.dtype != np.int8:
@@ -170,6 +183,11 @@ class Trainer:
                 f"population, n_layer and n_embd it must be int8 of shape {shape}."
             )
         self.epoch = epoch
+
+    @property
+    def model(self) -> Params:
+        """The model that the run has learnt: leaf name -> int8 array, averaged with `ema_shift`, or else `params`."""
+        return averaging.model(self.params, self.sums, self.config.ema_shift)
 
     @property
     def states(self) -> mx.array:
@@ -209,11 +227,15 @@ class Trainer:
             update_seconds=estimate.update_seconds,
             **estimate.figures,
         )
-        return Epoch(result, estimate.params, estimate.states, estimate.gathered.flags)
+        params, shift = estimate.params, config.ema_shift
+        sums = None if self.sums is None else averaging.add(self.sums, params, shift)
+        model = averaging.model(params, sums, shift)
+        return Epoch(result, params, sums, model, estimate.states, estimate.gathered.flags)
 
     def accept(self, epoch: Epoch) -> None:
         """Makes the result of `propose` the trainer's state."""
-        self.params, self._states, self.epoch = epoch.params, epoch.states, epoch.result.epoch + 1
+        self.params, self.sums, self._states = epoch.params, epoch.sums, epoch.states
+        self.epoch = epoch.result.epoch + 1
 
 
 def moved_shares(config: Config, before: Params, after: Params) -> dict[str, float]:

@@ -46,7 +46,7 @@ VARIANTS = {
 }
 VARIANTS["nudged"] = CONFIG.replace(name="nudged", perturb="activations", n_layer=2, decorrelate=True)
 VARIANTS["nudged-head"] = CONFIG.replace(name="nudged-head", perturb="activations", head_rule="perturb", engine="mlx")
-VARIANTS["lanes"] = VARIANTS["nudged"].replace(name="lanes", antithetic=False)
+VARIANTS["lanes"] = VARIANTS["nudged"].replace(name="lanes", antithetic=False, ema_shift=2)
 VARIANTS["lanes-head"] = VARIANTS["nudged-head"].replace(name="lanes-head", antithetic=False)
 # Votes that might need int64.
 VARIANTS["wide"] = CONFIG.replace(name="wide", update="sharded", fast_fitness=False, rank=170)
@@ -212,9 +212,10 @@ def test_a_signal_to_any_rank_ends_all_at_one_epoch(number: signal.Signals) -> N
     assert all(stopped[key] == expected[key] for key in ("tokens", "metrics", "votes"))
 
 
-def test_killed_ranks(corpus: Path) -> None:
+@pytest.mark.parametrize("config", [CONFIG, VARIANTS["lanes"].replace(name="t")], ids=["weights", "lanes"])
+def test_killed_ranks(config: Config, corpus: Path) -> None:
     """SIGKILL of a random rank at a random moment: the job ends itself, and continues with another number of ranks."""
-    config = CONFIG.replace(num_epochs=90, checkpoint_every=4, validate_every=10, keep=2)
+    config = config.replace(num_epochs=90, checkpoint_every=4, validate_every=10, keep=2)
     Path("c.toml").write_text(config.to_toml())
     expected = untouched(config)
     generator = random.Random(1)

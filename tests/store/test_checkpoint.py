@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from nanoegg_mlx import Config, InputError, Trainer
+from nanoegg_mlx.core.params import Params
 from nanoegg_mlx.store import checkpoint
 from nanoegg_mlx.store.durable import sha256_of
 from tests.traces import pseudo_text
@@ -82,6 +83,36 @@ def test_damage_is_reported_and_skipped(tmp_path: Path, trainer: Trainer) -> Non
             damaged(name, bytes(flipped))
     damaged("checkpoint.json", b"[]")
     assert checkpoint.load(tmp_path, pytest.fail).epoch == 2
+
+
+def test_averaged_parameters(tmp_path: Path) -> None:
+    config = CONFIG.replace(perturb="activations", ema_shift=3)
+    trainer = Trainer(config, pseudo_text(300, 1))
+    trainer.step()
+    assert trainer.sums is not None
+
+    def loaded(params: Params, sums: Params) -> checkpoint.Checkpoint:
+        run = tmp_path / str(len(list(tmp_path.iterdir())))
+        run.mkdir()
+        average, states = (params, sums), trainer.states
+        checkpoint.save(run, params=trainer.model, average=average, states=states, epoch=1, config=config, info={})
+        return checkpoint.load(run, pytest.fail)
+
+    opened = loaded(trainer.params, trainer.sums)
+    kept = (opened.params, *opened.moving())
+    for tree, expected in zip(kept, (trainer.model, trainer.params, trainer.sums), strict=True):
+        assert tree is not None and list(tree) == sorted(expected)
+        assert all(np.array_equal(np.array(tree[name]), np.array(expected[name])) for name in expected)
+    assert np.array_equal(opened.states(), np.array(trainer.states))
+    for params, sums, message in (
+        ({}, trainer.sums, "The leaf 'blocks.att.Uf' is missing"),
+        (trainer.sums, trainer.sums, "Parameter 'blocks.att.Uf' is .*int16; it must be int8"),
+        (trainer.params, {}, "The leaf 'blocks.att.Uf' is missing"),
+        (trainer.params, trainer.params, "The sum of parameter 'blocks.att.Uf' is .*int8; it must be int16"),
+        (trainer.params, {**trainer.sums, "emb": trainer.sums["emb"][:, 1:]}, "The shape of parameter 'emb' is"),
+    ):
+        with pytest.raises(InputError, match=rf"states\.safetensors does not fit its config\.toml: {message}"):
+            loaded(params, sums).moving()
 
 
 def test_without_a_whole_checkpoint(tmp_path: Path, trainer: Trainer) -> None:

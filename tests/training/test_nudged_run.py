@@ -17,7 +17,7 @@ from nanoegg_mlx import Config, InputError
 from nanoegg_mlx.cli import main
 from nanoegg_mlx.store import checkpoint
 from nanoegg_mlx.store.fitness_log import read_fitness_log
-from nanoegg_mlx.store.metrics import read_metrics
+from nanoegg_mlx.store.metrics import read_metrics, weight_histogram
 from tests.tiny import branch, resume, train, work_in
 from tests.traces import ENGINES
 from tests.training.test_run import TIMES
@@ -28,9 +28,8 @@ CONFIG = Config(
     engine=ENGINES[-1],
 )  # fmt: skip
 FOLDER = Path("runs/t")
-COMPARED = pytest.mark.parametrize(
-    "config", [CONFIG, CONFIG.replace(antithetic=False, group_size=4, decorrelate=True)], ids=["pairs", "lanes"]
-)
+LANES = CONFIG.replace(antithetic=False, group_size=4, decorrelate=True)
+COMPARED = pytest.mark.parametrize("config", [CONFIG, LANES.replace(ema_shift=3)], ids=["pairs", "lanes"])
 
 
 @pytest.fixture(autouse=True)
@@ -42,8 +41,10 @@ def corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def outcome(folder: Path) -> dict[str, Any]:
     """All results of a run but times."""
     opened = checkpoint.load(folder, pytest.fail)
+    moving, sums = opened.moving()
+    trees = {"model": opened.params, "moving": moving, "sums": sums or {}}
     return {
-        "params": {name: np.array(value).tobytes() for name, value in opened.params.items()},
+        "params": {f"{kind} {name}": np.array(tree[name]).tobytes() for kind, tree in trees.items() for name in tree},
         "states": opened.states().tobytes(),
         "metrics": [
             {k: v for k, v in line.items() if k not in TIMES} for line in read_metrics(folder / "metrics.jsonl")
@@ -146,6 +147,48 @@ def test_branches_between_pairs_and_lanes() -> None:
         resume(Path("runs/back"), {"antithetic": True})
 
 
+def test_branches_of_averaged_parameters() -> None:
+    """They go on from the moving parameters, and with the same average only where ema_shift stays."""
+    train(LANES.replace(ema_shift=3))
+    plain = LANES.replace(name="plain", num_epochs=10)
+    train(plain)
+    source = checkpoint.load(FOLDER, pytest.fail)
+    moving, _ = source.moving()
+    for ema_shift in (0, 2, 3):
+        name = f"to-{ema_shift}"
+        branch(FOLDER, 6, {"name": name, "ema_shift": ema_shift, "num_epochs": 8})
+        branched, sums = checkpoint.load(f"runs/{name}", pytest.fail).moving()
+        assert all(np.array_equal(np.array(moving[leaf]), np.array(branched[leaf])) for leaf in moving)
+        assert (sums is None) == (ema_shift == 0)
+        same = outcome(Path(f"runs/{name}"))["params"] == outcome(FOLDER)["params"]
+        assert same == (ema_shift == 3)
+    # Training itself does not depend on it.
+    assert outcome(Path("runs/to-0"))["states"] == outcome(FOLDER)["states"]
+    branch(FOLDER, 8, {"name": "w", "perturb": "weights", "num_epochs": 9})
+    assert checkpoint.load("runs/w", pytest.fail).config.ema_shift == 0
+    resume(FOLDER, {"num_epochs": 10})
+    longer, _ = checkpoint.load(FOLDER, pytest.fail).moving()
+    straight = checkpoint.load("runs/plain", pytest.fail).params
+    assert all(np.array_equal(np.array(longer[leaf]), np.array(straight[leaf])) for leaf in straight)
+    with pytest.raises(InputError, match=r"ema_shift is 0; it must be 3"):
+        resume(FOLDER, {"ema_shift": 0})
+
+
+def test_the_model_of_a_checkpoint_is_the_average(capsys: pytest.CaptureFixture[str]) -> None:
+    train(LANES.replace(ema_shift=3, sample_bytes=10))
+    opened = checkpoint.load(FOLDER, pytest.fail)
+    moving, sums = opened.moving()
+    assert sums is not None
+    for name, value in opened.params.items():
+        assert np.array_equal(np.array(value), np.array(sums[name]) >> 3)
+    assert any(not np.array_equal(np.array(opened.params[name]), np.array(moving[name])) for name in moving)
+    assert main(["eval", str(FOLDER), "--json"]) == 0
+    figure = json.loads(capsys.readouterr().out)["bits_per_byte"]
+    lines = read_metrics(FOLDER / "metrics.jsonl")
+    assert lines[-1]["validation"] == figure == opened.info["validation"]
+    assert lines[-1]["weights"] == weight_histogram(opened.config, opened.params)
+
+
 @COMPARED
 def test_every_command_takes_it(config: Config, capsys: pytest.CaptureFixture[str]) -> None:
     train(config.replace(sample_bytes=10))
@@ -185,6 +228,8 @@ def test_every_command_takes_it(config: Config, capsys: pytest.CaptureFixture[st
         ),
         (["--perturb=weights", "--no-antithetic"], "antithetic is False; it must be True with perturb = 'weights'"),
         (["--noise-reuse=0"], "noise_reuse is 0; it must be 1 with"),
+        (["--ema-shift=9"], "ema_shift is 9; it must be a whole number from 0 to 8."),
+        (["--perturb=weights", "--ema-shift=4"], "ema_shift is 4; it must be 0 with perturb = 'weights'"),
         (["--num-perturbations=4"], "num_perturbations is 4; it must be 0 with"),
         (["--no-use-clt"], "use_clt is False; it must be True with"),
         (["--perturb=weights", "--nudge=3"], "nudge is 3; it must be 2 with perturb = 'weights', since it belongs to"),

@@ -14,6 +14,7 @@ from tests.traces import ENGINES, pseudo_text
 
 TEXT = pseudo_text(4000, 1)
 SMALL = Config(n_layer=2, n_embd=12, population=8, tokens_per_update=7, num_perturbations=4, noise_reuse=2)
+NUDGED = Config(n_layer=2, n_embd=12, population=8, tokens_per_update=7, perturb="activations")
 
 
 def same(left: Params, right: Params) -> bool:
@@ -54,6 +55,30 @@ def test_it_continues_bit_for_bit(engine: str) -> None:
     assert result.epoch == 4 and second.epoch == whole.epoch
     assert same(second.params, whole.params)
     assert np.array_equal(np.array(second.states), np.array(whole.states))
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_averaged_parameters(engine: str) -> None:
+    """They follow from the parameters of every epoch, change nothing else, and continue bit for bit."""
+    plain = Trainer(NUDGED.replace(engine=engine), TEXT)
+    config = NUDGED.replace(engine=engine, ema_shift=2)
+    trainer = Trainer(config, TEXT)
+    sums = {name: np.array(value).astype(int) * 4 + 2 for name, value in plain.params.items()}
+    for _ in range(4):
+        plain.step()
+        before, model = trainer.sums, trainer.propose().model
+        assert trainer.sums is before
+        trainer.step()
+        for name, value in plain.params.items():
+            sums[name] += np.array(value) - sums[name] // 4
+        assert same(trainer.params, plain.params) and plain.model is plain.params
+        assert same(trainer.model, {name: value // 4 for name, value in sums.items()}) and same(model, trainer.model)
+        assert not same(trainer.model, trainer.params)
+        kept = {"params": trainer.params, "states": trainer.states, "epoch": trainer.epoch}
+        trainer = Trainer(config, TEXT, sums=trainer.sums, **kept)
+    assert same(Trainer(config, TEXT, **kept).model, trainer.params)
+    with pytest.raises(InputError, match="ema_shift is 0; it must be 0 without sums of parameters, and only then"):
+        Trainer(config.replace(ema_shift=0), TEXT, sums=trainer.sums)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
