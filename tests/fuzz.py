@@ -94,24 +94,29 @@ def read_curves() -> str:
     return ""
 
 
-RESUME = ("train", "--resume", "runs/t", "--num-epochs", "13", "--keep", "9")
+def _resume(run: str) -> tuple[str, ...]:
+    return ("train", "--resume", run, "--num-epochs", "13", "--keep", "9")
+
+
+RESUME = _resume("runs/t")
 RESUMED = "runs/t/epoch-00000013/model.safetensors"
 LAST = "runs/t/epoch-00000012"
+AVERAGED = "runs/averaged/epoch-00000012"
 
 
-def resealed(name: str) -> Callable[[], str]:
+def resealed(name: str, last: str = LAST) -> Callable[[], str]:
     """Reads a checkpoint whose file `name` is damaged but has the right hash: somebody else's program wrote it."""
 
     def run() -> str:
-        about = Path(LAST, "checkpoint.json")
+        about = Path(last, "checkpoint.json")
         try:
             document = json.loads(about.read_bytes())
             if name in document["files"]:
-                document["files"][name] = hashlib.sha256(Path(LAST, name).read_bytes()).hexdigest()
+                document["files"][name] = hashlib.sha256(Path(last, name).read_bytes()).hexdigest()
             about.write_text(json.dumps({**document, "sha256": checkpoint._seal(document)}))
         except (ValueError, TypeError, KeyError, RecursionError):
             pass
-        return command("eval", LAST)() + command(*RESUME)()
+        return command("eval", last)() + command(*_resume(str(Path(last).parent)))()
 
     return run
 
@@ -161,6 +166,9 @@ TARGETS = {
         f"resealed_{name.partition('.')[0]}": Target(f"{LAST}/{name}", resealed(name), kind=name.partition(".")[2])
         for name in ("checkpoint.json", *checkpoint.FILES)
     },
+    "resealed_averages": Target(
+        f"{AVERAGED}/states.safetensors", resealed("states.safetensors", AVERAGED), kind="safetensors"
+    ),
     "votes": Target(
         "runs/t/votes.bin",
         command("replay", "runs/t", "--epoch", "12", "-o", "m.safetensors", result="m.safetensors"),
@@ -212,6 +220,8 @@ def make_workspace(folder: Path) -> None:
     )  # fmt: skip
     Path("c.toml").write_text(config.to_toml())
     assert cli.main(["train", "--config", "c.toml"]) == 0
+    averaged = ["--name=averaged", "--perturb=activations", "--ema-shift=3"]
+    assert cli.main(["train", "--config", "c.toml", *averaged]) == 0
     assert cli.main(["export", "runs/t", "--hf-folder", "hub"]) == 0
     rows = b"".join(orjson.dumps({"id": i, "text": text}) + b"\n" for i, text in enumerate(TEXT))
     Path("a.jsonl").write_bytes(rows)
