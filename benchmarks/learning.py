@@ -2,15 +2,16 @@
 
     python benchmarks/learning.py --text 10e6 --seeds 3 --methods weights,error,perturb,mingru -o curves.json
     python benchmarks/learning.py --text 10e6 --methods lane --members 32 -o lane.json
+    python benchmarks/learning.py --text 10e6 --methods lane+4 --members 32 --share 0.5 -o averaged.json
     python benchmarks/learning.py --draw curves.json --picture docs/learning     # learning-light.svg, learning-dark.svg
 
 The methods: perturbed weights; nudged activations with head_rule error (also with decorrelated inputs, and with these
-and a baseline for each lane) and perturb; and in floats by backpropagation the same minGRU (mingru) and a transformer,
-by Adam or SGD. All read the same batches of --train (the quickstart's corpus by default), with one update for each: a
-lane of text has --members members, or one row of a float batch, so an evolution strategy reads each byte as often. Time
-is that of the processor, all threads together: it hardly depends on what else the machine does. MLX's floats on a Linux
-CPU use the reference BLAS; with LD_PRELOAD=libopenblas.so.0 (Debian: libopenblas0-pthread) they are several times as
-fast.
+and a baseline for each lane) and perturb, each of which with +K behind its name averages its parameters over 2^K
+epochs; and in floats by backpropagation the same minGRU (mingru) and a transformer, by Adam or SGD. All read the same
+batches of --train (the quickstart's corpus by default), with one update for each: a lane of text has --members members,
+or one row of a float batch, so an evolution strategy reads each byte as often. Time is that of the processor, all
+threads together: it hardly depends on what else the machine does. MLX's floats on a Linux CPU use the reference BLAS;
+with LD_PRELOAD=libopenblas.so.0 (Debian: libopenblas0-pthread) they are several times as fast.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ RATES = {"mingru": 0.03, "transformer-adam": 1e-3, "transformer-sgd": 0.1}
 
 def curve(method: str, config: Config, share: float, rate: float, points: int) -> Iterator[Point]:
     """Trains one method for the config's epochs, and validates it at so many points of equal ratios."""
-    if method in EVOLUTION:
+    if _evolves(method):
         step, evaluate = _evolution(method, config, share)
     else:
         step, evaluate = _backpropagation(method, config, rate or RATES[method])
@@ -71,10 +72,15 @@ def curve(method: str, config: Config, share: float, rate: float, points: int) -
         yield stop * config.lanes * config.tokens_per_update, seconds, evaluate()
 
 
+def _evolves(method: str) -> bool:
+    return method.partition("+")[0] in EVOLUTION
+
+
 def _evolution(method: str, base: Config, share: float) -> tuple[Callable[[int], object], Callable[[], float]]:
-    nudged: dict[str, Any] = {"perturb": "activations", "head_rule": "perturb" if method == "perturb" else "error"}
-    nudged |= {"decorrelate": method in ("decorrelated", "lane"), "antithetic": method != "lane"}
-    own = {"sigma_shift": 3} if method == "weights" else nudged
+    kind, _, ema_shift = method.partition("+")
+    nudged: dict[str, Any] = {"perturb": "activations", "head_rule": "perturb" if kind == "perturb" else "error"}
+    nudged |= {"decorrelate": kind in ("decorrelated", "lane"), "antithetic": kind != "lane"}
+    own = {"sigma_shift": 3} if kind == "weights" else {**nudged, "ema_shift": int(ema_shift or 0)}
     config = scheduled(base.replace(**own), base.num_epochs, share)
     trainer, valid = Trainer(config, load_tokens(config.train)), load_tokens(config.valid)
     return lambda epoch: trainer.step(), lambda: validate(trainer.model, valid, config)[1]
@@ -94,7 +100,8 @@ def _backpropagation(method: str, config: Config, rate: float) -> tuple[Callable
 def title(method: str) -> str:
     """A curve's name in tables and pictures: METHODS, and the members of each lane if they are not two."""
     name, _, members = method.partition(" x")
-    return METHODS[name] + (f", {members} members" if members else "")
+    kind, averaged, _ = name.partition("+")
+    return METHODS[kind] + (f", {members} members" if members else "") + (", averaged" if averaged else "")
 
 
 def _stops(epochs: int, points: int) -> list[int]:
@@ -116,7 +123,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     )
     curves: dict[str, list[list[Point]]] = {}
     for method in options.methods.split(","):
-        name = f"{method} x{options.members}" if method in EVOLUTION and options.members != 2 else method
+        name = f"{method} x{options.members}" if _evolves(method) and options.members != 2 else method
         curves[name] = []
         for seed in range(options.seeds):
             points = []
@@ -183,7 +190,7 @@ def draw(measured: dict[str, Any], picture: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--methods", default="weights,error,perturb", help=", ".join(METHODS))
+    parser.add_argument("--methods", default="weights,error,perturb", help=", ".join(METHODS) + "; NAME+K: averaged")
     parser.add_argument("--text", type=float, default=10e6, help="bytes of text that each curve reads (default: 10e6)")
     parser.add_argument("--share", type=float, default=0.2, help="of entries moved by noise at the end (default: 0.2)")
     parser.add_argument("--rate", type=float, default=0, help=f"learning rate of floats (default: {RATES})")
