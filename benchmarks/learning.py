@@ -2,16 +2,16 @@
 
     python benchmarks/learning.py --text 10e6 --seeds 3 --methods weights,error,perturb,mingru -o curves.json
     python benchmarks/learning.py --text 10e6 --methods lane --members 32 -o lane.json
-    python benchmarks/learning.py --text 10e6 --methods lane+4 --members 32 --share 0.5 -o averaged.json
+    python benchmarks/learning.py --text 10e6 --methods lane+ --members 32 --share 0.5 -o averaged.json
     python benchmarks/learning.py --draw curves.json --picture docs/learning     # learning-light.svg, learning-dark.svg
 
 The methods: perturbed weights; nudged activations with head_rule error (also with decorrelated inputs, and with these
-and a baseline for each lane) and perturb, each of which with +K behind its name averages its parameters over 2^K
-epochs; and in floats by backpropagation the same minGRU (mingru) and a transformer, by Adam or SGD. All read the same
-batches of --train (the quickstart's corpus by default), with one update for each: a lane of text has --members members,
-or one row of a float batch, so an evolution strategy reads each byte as often. Time is that of the processor, all
-threads together: it hardly depends on what else the machine does. MLX's floats on a Linux CPU use the reference BLAS;
-with LD_PRELOAD=libopenblas.so.0 (Debian: libopenblas0-pthread) they are several times as fast.
+and a baseline for each lane) and perturb, each of which with + behind its name averages its parameters; and in floats
+by backpropagation the same minGRU (mingru) and a transformer, by Adam or SGD. All read the same batches of --train (the
+quickstart's corpus by default), with one update for each: a lane of text has --members members, or one row of a float
+batch, so an evolution strategy reads each byte as often. Time is that of the processor, all threads together: it hardly
+depends on what else the machine does. MLX's floats on a Linux CPU use the reference BLAS; with
+LD_PRELOAD=libopenblas.so.0 (Debian: libopenblas0-pthread) they are several times as fast.
 """
 
 from __future__ import annotations
@@ -77,10 +77,10 @@ def _evolves(method: str) -> bool:
 
 
 def _evolution(method: str, base: Config, share: float) -> tuple[Callable[[int], object], Callable[[], float]]:
-    kind, _, ema_shift = method.partition("+")
+    kind, averaged, _ = method.partition("+")
     nudged: dict[str, Any] = {"perturb": "activations", "head_rule": "perturb" if kind == "perturb" else "error"}
     nudged |= {"decorrelate": kind in ("decorrelated", "lane"), "antithetic": kind != "lane"}
-    own = {"sigma_shift": 3} if kind == "weights" else {**nudged, "ema_shift": int(ema_shift or 0)}
+    own = {"sigma_shift": 3} if kind == "weights" else {**nudged, "average": bool(averaged)}
     config = scheduled(base.replace(**own), base.num_epochs, share)
     trainer, valid = Trainer(config, load_tokens(config.train)), load_tokens(config.valid)
     return lambda epoch: trainer.step(), lambda: validate(trainer.model, valid, config)[1]
@@ -190,7 +190,7 @@ def draw(measured: dict[str, Any], picture: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--methods", default="weights,error,perturb", help=", ".join(METHODS) + "; NAME+K: averaged")
+    parser.add_argument("--methods", default="weights,error,perturb", help=", ".join(METHODS) + "; NAME+: averaged")
     parser.add_argument("--text", type=float, default=10e6, help="bytes of text that each curve reads (default: 10e6)")
     parser.add_argument("--share", type=float, default=0.2, help="of entries moved by noise at the end (default: 0.2)")
     parser.add_argument("--rate", type=float, default=0, help=f"learning rate of floats (default: {RATES})")

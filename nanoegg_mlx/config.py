@@ -120,13 +120,10 @@ class Config:
         only_with="activations",
     )
 
-    ema_shift: int = setting(
+    average: bool = setting(
         "evolution",
-        0,
-        "validate, show and export the moving average of the parameters over about 2^ema_shift epochs (0: the last "
-        "ones; docs/averaging.md)",
-        low=0,
-        high=8,
+        False,
+        "validate, show and export the moving average of the parameters (docs/averaging.md)",
         only_with="activations",
     )
 

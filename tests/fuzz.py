@@ -220,7 +220,7 @@ def make_workspace(folder: Path) -> None:
     )  # fmt: skip
     Path("c.toml").write_text(config.to_toml())
     assert cli.main(["train", "--config", "c.toml"]) == 0
-    averaged = ["--name=averaged", "--perturb=activations", "--ema-shift=3"]
+    averaged = ["--name=averaged", "--perturb=activations", "--average"]
     assert cli.main(["train", "--config", "c.toml", *averaged]) == 0
     assert cli.main(["export", "runs/t", "--hf-folder", "hub"]) == 0
     rows = b"".join(orjson.dumps({"id": i, "text": text}) + b"\n" for i, text in enumerate(TEXT))

@@ -1,7 +1,7 @@
 """Checkpoints: a folder with everything that the next epoch depends on, written atomically and verified when read.
 
     <run>/epoch-00000100/model.safetensors     13 int8 leaves, names of the spec
-                         states.safetensors    `states`, (N, L, D) int8; with `ema_shift`, where the model is an
+                         states.safetensors    `states`, (N, L, D) int8; with `average`, where the model is an
                                                average, also the leaves that epochs move, `params.NAME` int8, and
                                                the sums of the average, `sums.NAME` int16
                          config.toml           the run's whole config
@@ -64,11 +64,11 @@ class Checkpoint:
         return np.array(states)
 
     def moving(self) -> tuple[Params, Params | None]:
-        """The parameters that the next epoch moves, and the sums of their average (None without `ema_shift`).
+        """The parameters that the next epoch moves, and the sums of their average (None without `average`).
 
         Raises InputError if the file has anything else.
         """
-        if not self.config.ema_shift:
+        if not self.config.average:
             return self.params, None
         path = self.path / "states.safetensors"
         arrays = load_arrays(path)
@@ -78,7 +78,7 @@ class Checkpoint:
         )
         try:
             check_params(params, self.config)
-            check_sums(sums, self.config)
+            check_sums(sums, self.config, self.epoch)
         except InputError as error:
             raise InputError(f"{path} does not fit its config.toml: {error}") from error
         return params, sums
@@ -99,7 +99,7 @@ def save(
     Args:
         run: the run's folder.
         params: the model, leaf name -> int8 array.
-        average: with `ema_shift`, the parameters that epochs move and the sums of which `params` is the average.
+        average: with `average`, the parameters that epochs move and the sums of which `params` is the average.
         states: (N, L, D) int8, of all members.
         epoch: epochs done.
         config: the run's.

@@ -192,9 +192,14 @@ class BranchedRun:
             getattr(opened.config, name) == getattr(config, name) for name in ("population", "n_layer", "n_embd")
         )
         params, sums = opened.moving()
-        if opened.config.ema_shift != config.ema_shift:
-            sums = None
-        return Start(config, self.epoch, params, sums, opened.states if same_states else None, opened.info)
+        return Start(
+            config,
+            self.epoch,
+            params,
+            sums if config.average else None,
+            opened.states if same_states else None,
+            opened.info,
+        )
 
     def open(self, config: Config, epoch: int, held: ExitStack) -> tuple[Path, AppendOnly]:
         """The folder has no config.toml yet: the recorder writes it after the first checkpoint."""

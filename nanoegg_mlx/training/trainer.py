@@ -124,7 +124,7 @@ class Epoch:
     result: EpochResult
     params: Params
     sums: Params | None
-    """Of averaged parameters, None without `ema_shift`."""
+    """Of averaged parameters, None without `average`."""
     model: Params
     """What the run has learnt: averaged, or else `params`."""
     states: np.ndarray
@@ -153,7 +153,7 @@ class Trainer:
             config: the run's configuration.
             train_tokens: (size,) uint8; may be memory-mapped.
             params: leaf name -> int8 array; the initial ones of the seed if not given.
-            sums: with `ema_shift` those of averaged parameters (core/averaging.py), leaf name -> int16 array; the ones
+            sums: with `average` those of averaged parameters (core/averaging.py), leaf name -> int16 array; the ones
                 that begin with `params` if not given.
             states: (N, L, D) int8, every member's hidden state; zeros if not given. On one of several ranks those of
                 its own members (ranks.partition.members_of).
@@ -172,9 +172,9 @@ class Trainer:
         self.params = init_params(config) if params is None else params
         check_params(self.params, config)
         self.sums = sums
-        if config.ema_shift and sums is None:
-            self.sums = averaging.start(self.params, config.ema_shift)
-        averaging.check_sums(self.sums, config)
+        if config.average and sums is None:
+            self.sums = averaging.start(self.params, epoch)
+        averaging.check_sums(self.sums, config, epoch)
         shape = (len(self.members), config.n_layer, config.n_embd)
         self._states = np.zeros(shape, np.int8) if states is None else np.array(states)
         if self._states.shape != shape or self._states.dtype != np.int8:
@@ -186,8 +186,8 @@ class Trainer:
 
     @property
     def model(self) -> Params:
-        """The model that the run has learnt: leaf name -> int8 array, averaged with `ema_shift`, or else `params`."""
-        return averaging.model(self.params, self.sums, self.config.ema_shift)
+        """The model that the run has learnt: leaf name -> int8 array, averaged with `average`, or else `params`."""
+        return averaging.model(self.params, self.sums, self.epoch)
 
     @property
     def states(self) -> mx.array:
@@ -227,9 +227,9 @@ class Trainer:
             update_seconds=estimate.update_seconds,
             **estimate.figures,
         )
-        params, shift = estimate.params, config.ema_shift
-        sums = None if self.sums is None else averaging.add(self.sums, params, shift)
-        model = averaging.model(params, sums, shift)
+        params = estimate.params
+        sums = None if self.sums is None else averaging.add(self.sums, params, self.epoch)
+        model = averaging.model(params, sums, self.epoch + 1)
         return Epoch(result, params, sums, model, estimate.states, estimate.gathered.flags)
 
     def accept(self, epoch: Epoch) -> None:

@@ -46,7 +46,7 @@ VARIANTS = {
 }
 VARIANTS["nudged"] = CONFIG.replace(name="nudged", perturb="activations", n_layer=2, decorrelate=True)
 VARIANTS["nudged-head"] = CONFIG.replace(name="nudged-head", perturb="activations", head_rule="perturb", engine="mlx")
-VARIANTS["lanes"] = VARIANTS["nudged"].replace(name="lanes", antithetic=False, ema_shift=2)
+VARIANTS["lanes"] = VARIANTS["nudged"].replace(name="lanes", antithetic=False, average=True, num_epochs=18)
 VARIANTS["lanes-head"] = VARIANTS["nudged-head"].replace(name="lanes-head", antithetic=False)
 # Votes that might need int64.
 VARIANTS["wide"] = CONFIG.replace(name="wide", update="sharded", fast_fitness=False, rank=170)

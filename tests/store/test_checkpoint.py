@@ -86,8 +86,8 @@ def test_damage_is_reported_and_skipped(tmp_path: Path, trainer: Trainer) -> Non
 
 
 def test_averaged_parameters(tmp_path: Path) -> None:
-    config = CONFIG.replace(perturb="activations", ema_shift=3)
-    trainer = Trainer(config, pseudo_text(300, 1))
+    config = CONFIG.replace(perturb="activations", average=True)
+    trainer = Trainer(config, pseudo_text(300, 1), epoch=40)
     trainer.step()
     assert trainer.sums is not None
 
@@ -95,7 +95,7 @@ def test_averaged_parameters(tmp_path: Path) -> None:
         run = tmp_path / str(len(list(tmp_path.iterdir())))
         run.mkdir()
         average, states = (params, sums), trainer.states
-        checkpoint.save(run, params=trainer.model, average=average, states=states, epoch=1, config=config, info={})
+        checkpoint.save(run, params=trainer.model, average=average, states=states, epoch=41, config=config, info={})
         return checkpoint.load(run, pytest.fail)
 
     opened = loaded(trainer.params, trainer.sums)

@@ -15,6 +15,7 @@ import pytest
 
 from nanoegg_mlx import Config, InputError
 from nanoegg_mlx.cli import main
+from nanoegg_mlx.core import averaging
 from nanoegg_mlx.store import checkpoint
 from nanoegg_mlx.store.fitness_log import read_fitness_log
 from nanoegg_mlx.store.metrics import read_metrics, weight_histogram
@@ -29,13 +30,23 @@ CONFIG = Config(
 )  # fmt: skip
 FOLDER = Path("runs/t")
 LANES = CONFIG.replace(antithetic=False, group_size=4, decorrelate=True)
-COMPARED = pytest.mark.parametrize("config", [CONFIG, LANES.replace(ema_shift=3)], ids=["pairs", "lanes"])
+COMPARED = pytest.mark.parametrize("config", [CONFIG, LANES.replace(average=True)], ids=["pairs", "lanes"])
 
 
 @pytest.fixture(autouse=True)
 def corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder with a small corpus, to work in."""
     return work_in(tmp_path, monkeypatch)
+
+
+def window(epochs: int) -> int:
+    """Averages of a short run go back as far as those of a long one."""
+    return min(epochs, 3)
+
+
+@pytest.fixture
+def windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(averaging, "shift_at", window)
 
 
 def outcome(folder: Path) -> dict[str, Any]:
@@ -53,6 +64,7 @@ def outcome(folder: Path) -> dict[str, Any]:
     }
 
 
+@pytest.mark.usefixtures("windows")
 @COMPARED
 def test_an_interrupted_run_is_the_same_run(config: Config) -> None:
     train(config.replace(name="whole"))
@@ -147,35 +159,37 @@ def test_branches_between_pairs_and_lanes() -> None:
         resume(Path("runs/back"), {"antithetic": True})
 
 
+@pytest.mark.usefixtures("windows")
 def test_branches_of_averaged_parameters() -> None:
-    """They go on from the moving parameters, and with the same average only where ema_shift stays."""
-    train(LANES.replace(ema_shift=3))
+    """They go on from the moving parameters, and with the same average only if that is averaged too."""
+    train(LANES.replace(average=True))
     plain = LANES.replace(name="plain", num_epochs=10)
     train(plain)
     source = checkpoint.load(FOLDER, pytest.fail)
     moving, _ = source.moving()
-    for ema_shift in (0, 2, 3):
-        name = f"to-{ema_shift}"
-        branch(FOLDER, 6, {"name": name, "ema_shift": ema_shift, "num_epochs": 8})
+    for average in (False, True):
+        name = f"to-{average}"
+        branch(FOLDER, 6, {"name": name, "average": average, "num_epochs": 8})
         branched, sums = checkpoint.load(f"runs/{name}", pytest.fail).moving()
         assert all(np.array_equal(np.array(moving[leaf]), np.array(branched[leaf])) for leaf in moving)
-        assert (sums is None) == (ema_shift == 0)
+        assert (sums is None) == (not average)
         same = outcome(Path(f"runs/{name}"))["params"] == outcome(FOLDER)["params"]
-        assert same == (ema_shift == 3)
+        assert same == average
     # Training itself does not depend on it.
-    assert outcome(Path("runs/to-0"))["states"] == outcome(FOLDER)["states"]
+    assert outcome(Path("runs/to-False"))["states"] == outcome(FOLDER)["states"]
     branch(FOLDER, 8, {"name": "w", "perturb": "weights", "num_epochs": 9})
-    assert checkpoint.load("runs/w", pytest.fail).config.ema_shift == 0
+    assert checkpoint.load("runs/w", pytest.fail).config.average is False
     resume(FOLDER, {"num_epochs": 10})
     longer, _ = checkpoint.load(FOLDER, pytest.fail).moving()
     straight = checkpoint.load("runs/plain", pytest.fail).params
     assert all(np.array_equal(np.array(longer[leaf]), np.array(straight[leaf])) for leaf in straight)
-    with pytest.raises(InputError, match=r"ema_shift is 0; it must be 3"):
-        resume(FOLDER, {"ema_shift": 0})
+    with pytest.raises(InputError, match=r"average is False; it must be True"):
+        resume(FOLDER, {"average": False})
 
 
+@pytest.mark.usefixtures("windows")
 def test_the_model_of_a_checkpoint_is_the_average(capsys: pytest.CaptureFixture[str]) -> None:
-    train(LANES.replace(ema_shift=3, sample_bytes=10))
+    train(LANES.replace(average=True, sample_bytes=10))
     opened = checkpoint.load(FOLDER, pytest.fail)
     moving, sums = opened.moving()
     assert sums is not None
@@ -228,8 +242,7 @@ def test_every_command_takes_it(config: Config, capsys: pytest.CaptureFixture[st
         ),
         (["--perturb=weights", "--no-antithetic"], "antithetic is False; it must be True with perturb = 'weights'"),
         (["--noise-reuse=0"], "noise_reuse is 0; it must be 1 with"),
-        (["--ema-shift=9"], "ema_shift is 9; it must be a whole number from 0 to 8."),
-        (["--perturb=weights", "--ema-shift=4"], "ema_shift is 4; it must be 0 with perturb = 'weights'"),
+        (["--perturb=weights", "--average"], "average is True; it must be False with perturb = 'weights'"),
         (["--num-perturbations=4"], "num_perturbations is 4; it must be 0 with"),
         (["--no-use-clt"], "use_clt is False; it must be True with"),
         (["--perturb=weights", "--nudge=3"], "nudge is 3; it must be 2 with perturb = 'weights', since it belongs to"),

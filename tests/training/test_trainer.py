@@ -58,10 +58,11 @@ def test_it_continues_bit_for_bit(engine: str) -> None:
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_averaged_parameters(engine: str) -> None:
+def test_averaged_parameters(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """They follow from the parameters of every epoch, change nothing else, and continue bit for bit."""
+    monkeypatch.setattr("nanoegg_mlx.core.averaging.shift_at", lambda epochs: 2)
     plain = Trainer(NUDGED.replace(engine=engine), TEXT)
-    config = NUDGED.replace(engine=engine, ema_shift=2)
+    config = NUDGED.replace(engine=engine, average=True)
     trainer = Trainer(config, TEXT)
     sums = {name: np.array(value).astype(int) * 4 + 2 for name, value in plain.params.items()}
     for _ in range(4):
@@ -77,8 +78,8 @@ def test_averaged_parameters(engine: str) -> None:
         kept = {"params": trainer.params, "states": trainer.states, "epoch": trainer.epoch}
         trainer = Trainer(config, TEXT, sums=trainer.sums, **kept)
     assert same(Trainer(config, TEXT, **kept).model, trainer.params)
-    with pytest.raises(InputError, match="ema_shift is 0; it must be 0 without sums of parameters, and only then"):
-        Trainer(config.replace(ema_shift=0), TEXT, sums=trainer.sums)
+    with pytest.raises(InputError, match="average is False; it must be True, since the state has sums"):
+        Trainer(config.replace(average=False), TEXT, sums=trainer.sums)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
