@@ -80,8 +80,8 @@ def _evolution(method: str, base: Config, share: float) -> tuple[Callable[[int],
     kind, averaged, _ = method.partition("+")
     nudged: dict[str, Any] = {"perturb": "activations", "head_rule": "perturb" if kind == "perturb" else "error"}
     nudged |= {"decorrelate": kind in ("decorrelated", "lane"), "antithetic": kind != "lane"}
-    own = {"sigma_shift": 3} if kind == "weights" else {**nudged, "average": bool(averaged)}
-    config = scheduled(base.replace(**own), base.num_epochs, share)
+    own = {"sigma_shift": 3} if kind == "weights" else nudged
+    config = scheduled(base.replace(**own, average=bool(averaged)), base.num_epochs, share)
     trainer, valid = Trainer(config, load_tokens(config.train)), load_tokens(config.valid)
     return lambda epoch: trainer.step(), lambda: validate(trainer.model, valid, config)[1]
 

@@ -125,12 +125,15 @@ class Epoch:
     params: Params
     sums: Params | None
     """Of averaged parameters, None without `average`."""
-    model: Params
-    """What the run has learnt: averaged, or else `params`."""
     states: np.ndarray
     """(N, L, D) int8, of the rank's own members."""
     flags: tuple[int, ...]
     """The flag that each rank passed to `propose`."""
+
+    @property
+    def model(self) -> Params:
+        """What the run has learnt with this epoch, as `Trainer.model`."""
+        return averaging.model(self.params, self.sums, self.result.epoch + 1)
 
 
 class Trainer:
@@ -227,10 +230,8 @@ class Trainer:
             update_seconds=estimate.update_seconds,
             **estimate.figures,
         )
-        params = estimate.params
-        sums = None if self.sums is None else averaging.add(self.sums, params, self.epoch)
-        model = averaging.model(params, sums, self.epoch + 1)
-        return Epoch(result, params, sums, model, estimate.states, estimate.gathered.flags)
+        sums = None if self.sums is None else averaging.add(self.sums, estimate.params, self.epoch)
+        return Epoch(result, estimate.params, sums, estimate.states, estimate.gathered.flags)
 
     def accept(self, epoch: Epoch) -> None:
         """Makes the result of `propose` the trainer's state."""
