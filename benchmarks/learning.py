@@ -179,8 +179,8 @@ def draw(measured: dict[str, Any], picture: str) -> None:
                     axes.plot(x, bits.mean(axis=0), color=colour, label=title(method), marker="o", markersize=3)
                 for name in ("bigram", "gzip"):
                     axes.axhline(measured[name], color=ink, alpha=0.6, linewidth=1, linestyle=(0, (4, 3)))
-                    axes.annotate(name, (1, measured[name]), (-4, 3), ("axes fraction", "data"), "offset points",
-                                  ha="right", fontsize=8.5, color=ink)  # fmt: skip
+                    axes.annotate(name, (0, measured[name]), (4, 3), ("axes fraction", "data"), "offset points",
+                                  fontsize=8.5, color=ink)  # fmt: skip
                 axes.set_xscale("log")
                 axes.set_xlabel(label)
                 axes.set_ylabel("bits per byte")
