@@ -21,9 +21,10 @@ SOURCES := pyproject.toml setup.py $(THRESHOLDS) $(wildcard $(NATIVE)/*.*)
 empty :=
 comma := ,
 commas = $(subst $(empty) $(empty),$(comma),$(strip $(1)))
-# $(call install,EXTRAS): a virtual environment with an editable installation of this checkout.
+# $(call install,EXTRAS): a virtual environment with an editable installation of this checkout. One that is there keeps
+# its Python, whatever python3 is by now: venv would mix the two. `make clean` removes it.
 define install
-	$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --editable '.$(if $(strip $(1)),[$(call commas,$(1))])'
 	@touch $@
 endef
