@@ -20,8 +20,7 @@ def main(argv: list[str] | None = None, prog: str = "python -m data_prep") -> in
     terminal.repair_streams()
     parser = argparse.ArgumentParser(prog=prog)
     add_arguments(parser)
-    options = parser.parse_args(argv)
-    return terminal.exit_code(lambda: run(options))
+    return terminal.exit_code(lambda: run(parser.parse_args(argv)))
 
 
 def run(options: argparse.Namespace) -> int:

@@ -32,8 +32,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command (sys.argv's by default) and returns its exit code."""
     terminal.repair_streams()
     arguments = sys.argv[1:] if arguments is None else arguments
-    options = _parser(arguments[:1]).parse_args(arguments)
-    return terminal.exit_code(lambda: options.command(options))
+
+    def run() -> int:
+        options = _parser(arguments[:1]).parse_args(arguments)
+        code: int = options.command(options)
+        return code
+
+    return terminal.exit_code(run)
 
 
 def _parser(named: Sequence[str]) -> Parser:

@@ -30,13 +30,16 @@ def repair_streams() -> None:
 
 
 def exit_code(command: Callable[[], int], interrupted: str = "Interrupted.") -> int:
-    """Runs a command; prints its error as one sentence after `error: `, or after Ctrl-C the text `interrupted`.
+    """Parses and runs a command; prints its error as one sentence after `error: `, after Ctrl-C the text `interrupted`.
 
     Returns:
         0 done, 2 bad input, 3 a process of the job was lost, 130 interrupted.
     """
     try:
-        code = command()
+        try:
+            code = command()
+        except SystemExit as parsed:  # argparse's, after a help text or a wrong argument
+            code = int(parsed.code or 0)
         sys.stdout.flush()
         return code
     except BrokenPipeError:

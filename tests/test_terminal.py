@@ -41,8 +41,9 @@ def test_closed_streams(run: Path, tmp_path: Path) -> None:
 
 def test_a_reader_who_leaves_is_no_error(run: Path) -> None:
     for command in (f"eval {run}", f"sample {run} --tokens 5000", f"inspect {run}", "info", "--help", "train --help"):
-        done = shell(f"{NANOEGG} {command} | true")
-        assert (done.returncode, done.stderr) == (0, b""), command
+        for unbuffered in ("", "1"):
+            done = shell(f"{NANOEGG} {command} | true", PYTHONUNBUFFERED=unbuffered)
+            assert (done.returncode, done.stderr) == (0, b""), (command, unbuffered)
 
 
 def test_streams_that_are_ascii(run: Path) -> None:

@@ -296,10 +296,7 @@ def test_a_document_ends_at_a_0_byte(trained: str, capfdbinary: pytest.CaptureFi
 )
 def test_mistakes(trained: str, capsys: pytest.CaptureFixture[str], options: list[str], parts: list[str]) -> None:
     capsys.readouterr()
-    try:
-        code: object = main(["sample", trained, *options])
-    except SystemExit as exit:  # argparse exits
-        code = exit.code
+    code = main(["sample", trained, *options])
     out, err = capsys.readouterr()
     assert code == 2 and out == "" and err.startswith("error: ") and err.count("\n") == 1
     assert all(part in err for part in parts), err

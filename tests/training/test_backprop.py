@@ -214,10 +214,7 @@ def test_a_loss_that_is_not_finite(capsys: pytest.CaptureFixture[str]) -> None:
 )
 def test_mistakes(capsys: pytest.CaptureFixture[str], options: list[str], parts: list[str]) -> None:
     Path("c.toml").write_text(CONFIG.to_toml())
-    try:
-        code: object = main(["baseline", "transformer", "--config=c.toml", *options])
-    except SystemExit as exit:  # argparse exits
-        code = exit.code
+    code = main(["baseline", "transformer", "--config=c.toml", *options])
     out, err = capsys.readouterr()
     assert code == 2 and out == "" and err.startswith("error: ") and err.count("\n") == 1
     assert all(part in err for part in parts), err
