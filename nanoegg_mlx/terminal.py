@@ -38,8 +38,8 @@ def exit_code(command: Callable[[], int], interrupted: str = "Interrupted.") -> 
     try:
         try:
             code = command()
-        except SystemExit as parsed:  # argparse's, after a help text or a wrong argument
-            code = int(parsed.code or 0)
+        except SystemExit as left:  # by argparse, after a help text or a wrong argument, or by a signal's handler
+            code = int(left.code or 0)
         sys.stdout.flush()
         return code
     except BrokenPipeError:
